@@ -1,0 +1,202 @@
+// The four kernels, for planes (S values in a row) and for rows (C channels in a row: channels-last).
+// Included once per target inside that target's namespace, after vector.h.
+
+// --- activations: value at p, and gradient g behind p; kOutputTells: the sign of the output is enough ---
+
+template <class A> struct None {
+  static constexpr bool kOutputTells = false;
+  explicit None(const Activation&) {}
+  Vec<A> operator()(Vec<A> p) const { return p; }
+  Vec<A> grad(Vec<A> g, Vec<A>) const { return g; }
+};
+
+template <class A> struct Clip {  // high is NaN for ReLU: no comparison with it is ever true
+  static constexpr bool kOutputTells = true;
+  Vec<A> low, high;
+  explicit Clip(const Activation& a) : low(splat(A(a.low))), high(splat(A(a.high))) {}
+  Vec<A> operator()(Vec<A> p) const { return p < low ? low : (p > high ? high : p); }
+  Vec<A> grad(Vec<A> g, Vec<A> p) const { return p <= low ? Vec<A>{} : (p >= high ? Vec<A>{} : g); }
+};
+
+template <class A> struct Leaky {
+  static constexpr bool kOutputTells = true;
+  Vec<A> slope;
+  explicit Leaky(const Activation& a) : slope(splat(A(a.low))) {}
+  Vec<A> operator()(Vec<A> p) const { return p > 0 ? p : p * slope; }
+  Vec<A> grad(Vec<A> g, Vec<A> p) const { return p > 0 ? g : g * slope; }
+};
+
+template <class A> struct Silu {
+  static constexpr bool kOutputTells = false;
+  explicit Silu(const Activation&) {}
+  Vec<A> operator()(Vec<A> p) const { return p / (A(1) + exp(-p)); }
+  Vec<A> grad(Vec<A> g, Vec<A> p) const {
+    const Vec<A> sigmoid = A(1) / (A(1) + exp(-p));
+    return g * sigmoid * (A(1) + p * (A(1) - sigmoid));
+  }
+};
+
+template <class A> struct Gelu {
+  static constexpr bool kOutputTells = false;
+  explicit Gelu(const Activation&) {}
+  static Vec<A> below(Vec<A> p) { return A(0.5) * (A(1) + erf(p * A(0.70710678118654752440))); }
+  Vec<A> operator()(Vec<A> p) const { return p * below(p); }
+  Vec<A> grad(Vec<A> g, Vec<A> p) const {
+    return g * (below(p) + p * A(0.39894228040143267794) * exp(A(-0.5) * p * p));
+  }
+};
+
+// g behind the activation, from what is at hand: deviation = x - center, and extra if there is one.
+template <class A, template <class> class F, bool has_extra> struct Gate {
+  F<A> act;
+  static constexpr bool kNeedsSum = !std::is_same_v<F<A>, None<A>> && !(has_extra && F<A>::kOutputTells);
+  Vec<A> operator()(Vec<A> g, Vec<A> deviation, Vec<A> scale, Vec<A> shift, Vec<A> extra) const {
+    if constexpr (has_extra && F<A>::kOutputTells) return act.grad(g, extra);
+    return act.grad(g, deviation * scale + shift + extra);
+  }
+};
+
+// --- helpers ---
+
+constexpr int64_t kRun = 8192;   // values of a plane summed in float32 before float64 takes over
+constexpr int64_t kRows = 256;   // the same for rows
+constexpr int64_t kStrip = 512;  // channels whose sums stay on the stack
+
+template <class A, class F> inline void sweep(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + kWidth<A> <= n; i += kWidth<A>) f(i, Full{});
+  if (i < n) f(i, int(n - i));
+}
+
+// The same with four independent places to sum into.
+template <class A, class F> inline void sweep4(int64_t n, F f) {
+  constexpr int64_t w = kWidth<A>;
+  int64_t i = 0;
+  for (; i + 4 * w <= n; i += 4 * w) {
+    f(0, i, Full{}), f(1, i + w, Full{}), f(2, i + 2 * w, Full{}), f(3, i + 3 * w, Full{});
+  }
+  for (; i + w <= n; i += w) f(0, i, Full{});
+  if (i < n) f(1, i, int(n - i));
+}
+
+template <class F> inline void in_runs(int64_t begin, int64_t end, int64_t run, F f) {
+  for (int64_t i = begin; i < end; i += run) f(i, std::min(run, end - i));
+}
+
+template <class A> inline A total(const Vec<A> (&parts)[4]) {
+  return sum<A>((parts[0] + parts[1]) + (parts[2] + parts[3]));
+}
+
+// Chan, Golub, LeVeque (1979): moments of two sets from the moments of each.
+inline void merge(double& mean, double& deviations, double n, double mean2, double deviations2, double n2) {
+  const double delta = mean2 - mean, share = n2 / (n + n2);
+  mean += delta * share;
+  deviations += deviations2 + delta * delta * n * share;
+}
+
+// --- planes ---
+
+// A shift near the mean. From m of n values it is off by at most sqrt(n / m) deviations, whatever the
+// data, so that sums of squares about it lose at most a factor n / m: no second pass is needed.
+template <class T> inline Acc<T> guess_mean(const T* x, int64_t n) {
+  constexpr int w = kWidthFor<T>;
+  Acc<T> guess;
+  if (n < 16 * w) guess = load(x, 1)[0];
+  else guess = sum<Acc<T>>((load(x) + load(x + w)) + (load(x + 2 * w) + load(x + 3 * w))) / (4 * w);
+  return std::isfinite(guess) ? guess : 0;
+}
+
+template <class T> inline void run_moments(const T* x, int64_t n, double& mean, double& deviations) {
+  using A = Acc<T>;
+  const A guess = guess_mean(x, n);
+  const Vec<A> shift = splat(guess);
+  Vec<A> sums[4] = {}, squares[4] = {};
+  sweep4<A>(n, [&](int k, int64_t i, auto lanes) {
+    const Vec<A> d = keep(load(x + i, lanes) - shift, lanes);
+    sums[k] += d;
+    squares[k] += d * d;
+  });
+  const double s = total<A>(sums), q = total<A>(squares);
+  mean = guess + s / n;
+  deviations = q - s * s / n;
+  if (deviations < 0) deviations = 0;
+}
+
+template <class T> void plane_moments(const Job<T>& job, const Tile& t, double* mean, double* deviations) {
+  for (int64_t c = t.c0; c < t.c1; ++c, ++mean, ++deviations) {
+    *mean = *deviations = 0;
+    in_runs(t.s0, t.s1, kRun, [&](int64_t s, int64_t n) {
+      double m, d;
+      run_moments(job.x.at(t.n, c, s), n, m, d);
+      merge(*mean, *deviations, s - t.s0, m, d, n);
+    });
+  }
+}
+
+template <class T, template <class> class F, bool has_extra>
+void plane_scale_shift(const Job<T>& job, const Tile& t) {
+  using A = Acc<T>;
+  const F<A> act(job.act);
+  for (int64_t c = t.c0; c < t.c1; ++c) {
+    const int64_t i = t.n * job.table.row + c;
+    const Vec<A> center = splat(job.table.center[i]), scale = splat(job.table.scale[i]);
+    const Vec<A> shift = splat(job.table.shift[i]);
+    const T* x = job.x.at(t.n, c, t.s0);
+    const T* extra = has_extra ? job.extra.at(t.n, c, t.s0) : nullptr;
+    T* out = job.out.at(t.n, c, t.s0);
+    sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
+      Vec<A> p = (load(x + s, lanes) - center) * scale + shift;
+      if constexpr (has_extra) p += load(extra + s, lanes);
+      store(out + s, act(p), lanes);
+    });
+  }
+}
+
+template <class T, template <class> class F, bool has_extra>
+void plane_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products) {
+  using A = Acc<T>;
+  const Gate<A, F, has_extra> gate{F<A>(job.act)};
+  for (int64_t c = t.c0; c < t.c1; ++c, ++sums, ++products) {
+    const int64_t i = t.n * job.table.row + c;
+    const Vec<A> center = splat(job.table.center[i]);
+    const Vec<A> scale = splat(gate.kNeedsSum ? job.table.scale[i] : 0);
+    const Vec<A> shift = splat(gate.kNeedsSum ? job.table.shift[i] : 0);
+    in_runs(t.s0, t.s1, kRun, [&](int64_t s0, int64_t n) {
+      const T *g = job.g.at(t.n, c, s0), *x = job.x.at(t.n, c, s0);
+      const T* extra = has_extra ? job.extra.at(t.n, c, s0) : nullptr;
+      Vec<A> sum_g[4] = {}, sum_gx[4] = {};
+      sweep4<A>(n, [&](int k, int64_t s, auto lanes) {
+        const Vec<A> d = load(x + s, lanes) - center;
+        const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
+        const Vec<A> v = keep(gate(load(g + s, lanes), d, scale, shift, e), lanes);
+        sum_g[k] += v;
+        sum_gx[k] += keep(v * d, lanes);
+      });
+      *sums += total<A>(sum_g);
+      *products += total<A>(sum_gx);
+    });
+  }
+}
+
+template <class T, template <class> class F, bool has_extra>
+void plane_apply_grad(const Job<T>& job, const Tile& t) {
+  using A = Acc<T>;
+  const Gate<A, F, has_extra> gate{F<A>(job.act)};
+  for (int64_t c = t.c0; c < t.c1; ++c) {
+    const int64_t i = t.n * job.table.row + c;
+    const Vec<A> center = splat(job.table.center[i]), scale = splat(job.table.scale[i]);
+    const Vec<A> shift = splat(gate.kNeedsSum ? job.table.shift[i] : 0);
+    const Vec<A> slope = splat(job.table.slope[i]), offset = splat(job.table.offset[i]);
+    const T *g = job.g.at(t.n, c, t.s0), *x = job.x.at(t.n, c, t.s0);
+    const T* extra = has_extra ? job.extra.at(t.n, c, t.s0) : nullptr;
+    T* extra_grad = has_extra ? job.extra_grad.at(t.n, c, t.s0) : nullptr;
+    T* out = job.out.at(t.n, c, t.s0);
+    sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
+      const Vec<A> d = load(x + s, lanes) - center;
+      const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
+      const Vec<A> v = gate(load(g + s, lanes), d, scale, shift, e);
+      if constexpr (has_extra) store(extra_grad + s, v, lanes);
+      store(out + s, v * scale + (d * slope + offset), lanes);
+    });
+  }
+}

@@ -1,0 +1,394 @@
+// Binding: check, allocate, dispatch on dtype and layout, register (LibTorch stable ABI). No arithmetic.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "norm.h"
+
+namespace normwise {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+// --- layouts: x as N x C x S, spatial positions in one run of equal steps ---
+
+struct Layout { Shape shape; Strides by; bool known; };
+
+Layout layout_of(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  const int64_t rank = x.dim();
+  int64_t s = 1, step = 1, next = -1;
+  bool regular = true;
+  for (int64_t i = rank - 1; i >= 2; --i) {
+    if (sizes[i] == 1) continue;
+    if (next < 0) step = strides[i];
+    else regular &= strides[i] == next;
+    next = strides[i] * sizes[i];
+    s *= sizes[i];
+  }
+  const Strides by{strides[0], strides[1], step};
+  const bool side_by_side = sizes[1] == 1 || by.c == 1;
+  const bool planes = regular && s > 1 && step == 1, rows = regular && side_by_side && step > 0;
+  return {{sizes[0], sizes[1], s, rows && !planes}, {by.n, side_by_side ? 1 : by.c, step}, planes || rows};
+}
+
+// Strides of a new tensor like x: its own where it is dense, else packed in the same order of dimensions.
+Sizes packed_strides(const Tensor& x, const Layout& layout) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  const Shape& shape = layout.shape;
+  const bool dense = (shape.rows ? shape.s == 1 || layout.by.s == shape.c : shape.c == 1 || layout.by.c == shape.s) &&
+                     (shape.n == 1 || layout.by.n == shape.c * shape.s);
+  if (layout.known && dense) return Sizes(strides.begin(), strides.end());
+  Sizes packed(x.dim());
+  int64_t step = 1;
+  const bool rows = layout.known && shape.rows;
+  if (rows) packed[1] = 1, step = shape.c;
+  for (int64_t i = x.dim() - 1; i >= 0; --i) {
+    if (rows && i == 1) continue;
+    packed[i] = step;
+    step *= std::max<int64_t>(1, sizes[i]);
+  }
+  return packed;
+}
+
+Tensor allocate(const Tensor& like, const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
+  int32_t device = 0, code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), code, device, 0, &handle));
+  return Tensor(handle);
+}
+
+Tensor table_like(const Tensor& x, const Sizes& sizes, ScalarType dtype) {
+  Sizes strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  return allocate(x, sizes, strides, dtype);
+}
+
+// All tensors of a call laid out like x, which is copied if neither layout fits it.
+class Batch {
+ public:
+  explicit Batch(const Tensor& given) : x(given), layout(layout_of(given)) {
+    sizes.assign(x.sizes().begin(), x.sizes().end());
+    strides = packed_strides(x, layout);
+    if (!layout.known) x = copy(x), layout = layout_of(x);
+    shape = layout.shape;
+  }
+
+  Tensor like() const { return allocate(x, sizes, strides, x.scalar_type()); }
+
+  Tensor matching(const Tensor& t, const char* name) const {
+    STD_TORCH_CHECK(t.dim() == x.dim() && std::equal(sizes.begin(), sizes.end(), t.sizes().begin()), "normwise: ", name,
+                    " must have the shape of the input");
+    STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "normwise: ", name, " must have the dtype of the input");
+    const Layout other = layout_of(t);
+    return other.known && other.shape.rows == shape.rows ? t : copy(t);
+  }
+
+  template <class T> Grid<T> grid(const Tensor& t) const {
+    using Value = std::remove_const_t<T>;
+    const Strides by = layout_of(t).by;
+    return {static_cast<Value*>(t.data_ptr()), by};
+  }
+
+  Tensor x;
+  Layout layout;
+  Shape shape;
+  Sizes sizes, strides;
+
+ private:
+  Tensor copy(const Tensor& t) const {
+    Tensor fresh = allocate(t, sizes, strides, t.scalar_type());
+    torch::stable::copy_(fresh, t);
+    return fresh;
+  }
+};
+
+// Rows of all instances seen as those of one: channels-last batch norm has one row per position anyway.
+template <class T> void join_instances(Job<T>& job, Shape& shape) {
+  const auto joined = [&](Strides by) { return shape.s == 1 || shape.n == 1 || by.n == shape.s * by.s; };
+  if (!shape.rows || !joined(job.x.by) || (job.g.data && !joined(job.g.by)) ||
+      (job.extra.data && !joined(job.extra.by))) return;
+  for (Strides* by : {&job.x.by, &job.g.by, &job.extra.by, &job.out.by, &job.extra_grad.by})
+    if (shape.s == 1) by->s = by->n;
+  shape.s *= shape.n, shape.n = 1;
+}
+
+// --- arguments ---
+
+template <class F> auto dispatch(ScalarType dtype, F f) {
+  switch (dtype) {
+    case ScalarType::Float: return f(float());
+    case ScalarType::Double: return f(double());
+    case ScalarType::BFloat16: return f(BFloat16());
+    case ScalarType::Half: return f(Half());
+    default: STD_TORCH_CHECK(false, "normwise: the dtype must be float32, float64, bfloat16 or float16");
+  }
+}
+
+ScalarType table_dtype(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+void check(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() >= 2, "normwise: the input must be (N, C, *spatial), got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(x.is_cpu(), "normwise: the input must be on the CPU");
+}
+
+// A table of coefficients as the kernels read it: right dtype, dense. Numel `size` or nothing.
+Optional as_table(const Optional& t, const Tensor& x, int64_t size, const char* name) {
+  if (!t) return t;
+  STD_TORCH_CHECK(t->numel() == size, "normwise: ", name, " must have ", size, " values, got ", t->numel());
+  const ScalarType dtype = table_dtype(x);
+  if (t->scalar_type() == dtype && t->is_contiguous()) return t;
+  Tensor fresh = table_like(x, Sizes(t->sizes().begin(), t->sizes().end()), dtype);
+  torch::stable::copy_(fresh, *t);
+  return fresh;
+}
+
+template <class A> const A* pointer(const Optional& t) { return t ? static_cast<const A*>(t->data_ptr()) : nullptr; }
+template <class A> A* pointer(const Tensor& t) { return static_cast<A*>(t.data_ptr()); }
+
+Activation activation(int64_t kind, double low, double high) {
+  STD_TORCH_CHECK(kind >= 0 && kind < kActs, "normwise: unknown activation ", kind);
+  return {static_cast<Act>(kind), low, high};
+}
+
+// --- the four kernels on tables of N x C or 1 x C ---
+
+std::tuple<Tensor, Tensor> moments(const Tensor& given) {
+  check(given);
+  const Batch batch(given);
+  const Shape& shape = batch.shape;
+  Tensor mean = table_like(given, {shape.n, shape.c}, table_dtype(given));
+  Tensor var = table_like(given, {shape.n, shape.c}, table_dtype(given));
+  dispatch(given.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    Job<T> job;
+    job.x = batch.grid<const T>(batch.x);
+    const int64_t size = shape.n * shape.c;
+    const auto sums = numbers<double>(2 * size);
+    if (shape.s > 0) Whole<T>(job, shape).moments(sums.get(), sums.get() + size);
+    for (int64_t i = 0; i < size; ++i) {
+      pointer<A>(mean)[i] = shape.s ? A(sums[i]) : A(NAN);
+      pointer<A>(var)[i] = shape.s ? A(sums[size + i] / double(shape.s)) : A(NAN);
+    }
+  });
+  return {mean, var};
+}
+
+// The coefficients of a raw kernel, brought to one row length; missing ones are `missing`.
+class Tables {
+ public:
+  Tables(const Batch& batch, std::initializer_list<Optional> given, std::initializer_list<double> missing)
+      : full(false) {
+    const Shape& shape = batch.shape;
+    for (const Optional& t : given) full |= t && t->numel() != shape.c;
+    const Sizes sizes{full ? shape.n : 1, shape.c};
+    auto value = missing.begin();
+    for (const Optional& t : given) {
+      if (t) STD_TORCH_CHECK(t->numel() == shape.c || t->numel() == shape.n * shape.c,
+                             "normwise: a coefficient must have C or N x C values, got ", t->numel());
+      const bool fits = t && (t->numel() == shape.c) == !full && t->is_contiguous() &&
+                        t->scalar_type() == table_dtype(batch.x);
+      Tensor table = fits ? *t : table_like(batch.x, sizes, table_dtype(batch.x));
+      if (!fits && t) torch::stable::copy_(table, *t);
+      if (!fits && !t) torch::stable::fill_(table, *value);
+      tables.push_back(table), ++value;
+    }
+  }
+
+  template <class A> const A* at(size_t i) const { return i < tables.size() ? pointer<A>(tables[i]) : nullptr; }
+  template <class A> Coefficients<A> coefficients(int64_t channels) const {
+    return {at<A>(0), at<A>(1), at<A>(2), at<A>(3), at<A>(4), full ? channels : 0};
+  }
+
+ private:
+  bool full;
+  std::vector<Tensor> tables;
+};
+
+Tensor scale_shift(const Tensor& given, const Tensor& scale, const Tensor& shift, const Optional& center,
+                   const Optional& residual, int64_t act, double low, double high) {
+  check(given);
+  const Batch batch(given);
+  const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
+  const Optional extra = residual ? Optional(batch.matching(*residual, "residual")) : Optional();
+  Tensor out = batch.like();
+  if (given.numel() == 0) return out;
+  dispatch(given.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    Job<T> job;
+    job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out);
+    if (extra) job.extra = batch.grid<const T>(*extra);
+    job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
+    Whole<T>(job, batch.shape).scale_shift();
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, const Optional& center,
+                                       const Optional& scale, const Optional& shift, const Optional& extra,
+                                       int64_t act, double low, double high) {
+  check(given);
+  const Batch batch(given);
+  const Shape& shape = batch.shape;
+  const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
+  const Tensor grad = batch.matching(g, "the gradient");
+  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  Tensor sums = table_like(given, {shape.n, shape.c}, table_dtype(given));
+  Tensor products = table_like(given, {shape.n, shape.c}, table_dtype(given));
+  dispatch(given.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    Job<T> job;
+    job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad);
+    if (more) job.extra = batch.grid<const T>(*more);
+    job.table = tables.coefficients<A>(shape.c), job.act = activation(act, low, high);
+    const int64_t size = shape.n * shape.c;
+    const auto both = numbers<double>(2 * size);
+    std::fill_n(both.get(), 2 * size, 0.0);
+    if (given.numel()) Whole<T>(job, shape).reduce_grad(both.get(), both.get() + size);
+    for (int64_t i = 0; i < size; ++i) pointer<A>(sums)[i] = A(both[i]), pointer<A>(products)[i] = A(both[size + i]);
+  });
+  return {sums, products};
+}
+
+std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, const Tensor& scale, const Tensor& slope,
+                                      const Tensor& offset, const Optional& center, const Optional& shift,
+                                      const Optional& extra, int64_t act, double low, double high) {
+  check(given);
+  const Batch batch(given);
+  const Tables tables(batch, {center, scale, shift, slope, offset}, {0, 1, 0, 0, 0});
+  const Tensor grad = batch.matching(g, "the gradient");
+  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  Tensor out = batch.like(), extra_grad = extra ? batch.like() : table_like(given, {0}, given.scalar_type());
+  if (given.numel() == 0) return {out, extra_grad};
+  dispatch(given.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    Job<T> job;
+    job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.out = batch.grid<T>(out);
+    if (more) job.extra = batch.grid<const T>(*more), job.extra_grad = batch.grid<T>(extra_grad);
+    job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
+    Whole<T>(job, batch.shape).apply_grad();
+  });
+  return {out, extra_grad};
+}
+
+// --- the closed forms; groups == 0: batch norm ---
+
+Pool pool_of(const Shape& shape, int64_t groups) {
+  STD_TORCH_CHECK(groups >= 0 && (groups == 0 || shape.c % groups == 0), "normwise: ", shape.c,
+                  " channels cannot be split into ", groups, " groups");
+  return {groups == 0, groups};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm(const Tensor& given, const Optional& weight, const Optional& bias,
+                                        const Optional& mean, const Optional& var, const Optional& residual,
+                                        int64_t groups, double eps, int64_t act, double low, double high) {
+  check(given);
+  const Batch batch(given);
+  const Pool pool = pool_of(batch.shape, groups);
+  const Sizes sizes = pool.batch ? Sizes{batch.shape.c} : Sizes{batch.shape.n, groups};
+  const int64_t size = pool.batch ? sizes[0] : sizes[0] * sizes[1];
+  const Optional w = as_table(weight, given, batch.shape.c, "weight"), b = as_table(bias, given, batch.shape.c, "bias");
+  const Optional m = as_table(mean, given, size, "mean"), v = as_table(var, given, size, "var");
+  STD_TORCH_CHECK(m.has_value() == v.has_value(), "normwise: mean and var come together");
+  const Optional extra = residual ? Optional(batch.matching(*residual, "residual")) : Optional();
+  Tensor out = batch.like();
+  Tensor new_mean = table_like(given, m ? Sizes{0} : sizes, table_dtype(given));
+  Tensor new_var = table_like(given, m ? Sizes{0} : sizes, table_dtype(given));
+  dispatch(given.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    if (given.numel() == 0) {
+      std::fill_n(pointer<A>(new_mean), new_mean.numel(), A(NAN));
+      std::fill_n(pointer<A>(new_var), new_var.numel(), A(NAN));
+      return;
+    }
+    Job<T> job;
+    Shape shape = batch.shape;
+    job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out), job.act = activation(act, low, high);
+    if (extra) job.extra = batch.grid<const T>(*extra);
+    if (pool.batch) join_instances(job, shape);
+    Norm<T> norm(job, shape, pool, {pointer<A>(w), pointer<A>(b), eps});
+    if (m) norm.forward_given(pointer<A>(m), pointer<A>(v));
+    else norm.forward(pointer<A>(new_mean), pointer<A>(new_var));
+  });
+  return {out, new_mean, new_var};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
+    const Tensor& g, const Tensor& given, const Tensor& mean, const Tensor& var, const Optional& weight,
+    const Optional& bias, const Optional& extra, int64_t groups, double eps, int64_t act, double low, double high,
+    bool fixed, bool input) {
+  check(given);
+  const Batch batch(given);
+  const Pool pool = pool_of(batch.shape, groups);
+  const int64_t channels = batch.shape.c, size = pool.batch ? channels : batch.shape.n * groups;
+  const Optional w = as_table(weight, given, channels, "weight"), b = as_table(bias, given, channels, "bias");
+  const Optional m = as_table(mean, given, size, "mean"), v = as_table(var, given, size, "var");
+  const Tensor grad = batch.matching(g, "the gradient");
+  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  const Tensor none = table_like(given, {0}, given.scalar_type());
+  Tensor out = input ? batch.like() : none, extra_grad = input && extra ? batch.like() : none;
+  Tensor weight_grad = table_like(given, {channels}, table_dtype(given));
+  Tensor bias_grad = table_like(given, {channels}, table_dtype(given));
+  dispatch(given.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    A *wg = pointer<A>(weight_grad), *bg = pointer<A>(bias_grad);
+    if (given.numel() == 0) {
+      std::fill_n(wg, channels, A(0)), std::fill_n(bg, channels, A(0));
+      return;
+    }
+    Job<T> job;
+    Shape shape = batch.shape;
+    job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.act = activation(act, low, high);
+    if (input) job.out = batch.grid<T>(out);
+    if (more) job.extra = batch.grid<const T>(*more);
+    if (more && input) job.extra_grad = batch.grid<T>(extra_grad);
+    if (pool.batch) join_instances(job, shape);
+    Norm<T>(job, shape, pool, {pointer<A>(w), pointer<A>(b), eps})
+        .backward(pointer<A>(m), pointer<A>(v), fixed, input, wg, bg);
+  });
+  return {out, weight_grad, bias_grad, extra_grad};
+}
+
+}  // namespace
+}  // namespace normwise
+
+STABLE_TORCH_LIBRARY(normwise, m) {
+  m.def("moments(Tensor x) -> (Tensor, Tensor)");
+  m.def("scale_shift(Tensor x, Tensor scale, Tensor shift, Tensor? center, Tensor? residual, int act, float low, "
+        "float high) -> Tensor");
+  m.def("reduce_grad(Tensor g, Tensor x, Tensor? center, Tensor? scale, Tensor? shift, Tensor? extra, int act, "
+        "float low, float high) -> (Tensor, Tensor)");
+  m.def("apply_grad(Tensor g, Tensor x, Tensor scale, Tensor slope, Tensor offset, Tensor? center, Tensor? shift, "
+        "Tensor? extra, int act, float low, float high) -> (Tensor, Tensor)");
+  m.def("norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor? residual, int groups, "
+        "float eps, int act, float low, float high) -> (Tensor, Tensor, Tensor)");
+  m.def("norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? extra, "
+        "int groups, float eps, int act, float low, float high, bool fixed, bool input) "
+        "-> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(normwise, CPU, m) {
+  m.impl("moments", TORCH_BOX(&normwise::moments));
+  m.impl("scale_shift", TORCH_BOX(&normwise::scale_shift));
+  m.impl("reduce_grad", TORCH_BOX(&normwise::reduce_grad));
+  m.impl("apply_grad", TORCH_BOX(&normwise::apply_grad));
+  m.impl("norm", TORCH_BOX(&normwise::norm));
+  m.impl("norm_backward", TORCH_BOX(&normwise::norm_backward));
+}

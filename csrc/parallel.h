@@ -1,0 +1,194 @@
+// Shares planes and rows out between PyTorch's threads, so that what is read twice is still in cache.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "job.h"
+
+namespace normwise {
+
+constexpr int64_t kGrain = 32768;      // values below which a second thread does not pay
+constexpr int64_t kCache = 384 << 10;  // bytes that stay in a core's second-level cache between two passes
+
+struct Shape { int64_t n, c, s; bool rows; };
+struct Region { int64_t n0, n1, c0, c1; };  // instances and channels that can be normalized by themselves
+
+// Which planes share their moments: those of a group of one instance, or of a channel over all instances.
+struct Pool {
+  bool batch;
+  int64_t groups;
+  int64_t channels(const Shape& shape) const { return batch ? 1 : shape.c / groups; }
+};
+
+template <class A> std::unique_ptr<A[]> numbers(int64_t count) { return std::unique_ptr<A[]>(new A[count]); }
+
+// Moments of equally large sets from the moments of each: the law of total variance.
+struct Moments { double mean, deviations; };
+inline Moments pooled(const double* mean, const double* deviations, int64_t step, int64_t count, double size) {
+  Moments all{0, 0};
+  for (int64_t i = 0; i < count; ++i) all.mean += mean[i * step];
+  all.mean /= double(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const double delta = mean[i * step] - all.mean;
+    all.deviations += deviations[i * step] + (count > 1 ? delta * delta * size : 0);
+  }
+  return all;
+}
+
+// The four kernels over whole tensors.
+template <class T> class Whole {
+ public:
+  Whole(const Job<T>& job, const Shape& shape)
+      : job(job), shape(shape), kernels(shape.rows ? normwise::kernels<T>().rows : normwise::kernels<T>().planes),
+        act(int(job.act.kind)), extra(job.extra.data != nullptr) {
+    const int64_t threads = torch::stable::get_num_threads();
+    const bool split = shape.rows && shape.n % threads && shape.s >= threads && values() > 2 * kGrain;
+    parts = split ? threads : 1;
+  }
+
+  int64_t values() const { return shape.n * shape.c * shape.s; }
+
+  void moments(double* mean, double* deviations) const {
+    const auto partial = numbers<double>(parts > 1 ? 2 * shape.n * parts * shape.c : 0);
+    double* m = parts > 1 ? partial.get() : mean;
+    double* d = parts > 1 ? m + shape.n * parts * shape.c : deviations;
+    each([&](const Tile& t, int64_t at) { kernels.moments(job, t, m + at, d + at); });
+    if (parts > 1) fold_moments(m, d, mean, deviations);
+  }
+
+  void scale_shift() const { apply(kernels.scale_shift[act][extra]); }
+  void apply_grad() const { apply(kernels.apply_grad[act][extra]); }
+
+  void reduce_grad(double* sums, double* products) const {
+    const int64_t size = shape.n * parts * shape.c;
+    const auto partial = numbers<double>(parts > 1 ? 2 * size : 0);
+    double* s = parts > 1 ? partial.get() : sums;
+    double* p = parts > 1 ? s + size : products;
+    std::fill_n(s, size, 0.0), std::fill_n(p, size, 0.0);
+    each([&](const Tile& t, int64_t at) { kernels.reduce_grad[act][extra](job, t, s + at, p + at); });
+    if (parts > 1) fold_sums(s, sums), fold_sums(p, products);
+  }
+
+  // The same over one region, by one thread.
+  void moments(const Region& r, double* mean, double* deviations) const {
+    for (int64_t n = r.n0; n < r.n1; ++n) {
+      const int64_t at = n * shape.c + r.c0;
+      kernels.moments(job, {n, r.c0, r.c1, 0, shape.s}, mean + at, deviations + at);
+    }
+  }
+
+  void reduce_grad(const Region& r, double* sums, double* products) const {
+    for (int64_t n = r.n0; n < r.n1; ++n) {
+      const int64_t at = n * shape.c + r.c0;
+      std::fill_n(sums + at, r.c1 - r.c0, 0.0), std::fill_n(products + at, r.c1 - r.c0, 0.0);
+      kernels.reduce_grad[act][extra](job, {n, r.c0, r.c1, 0, shape.s}, sums + at, products + at);
+    }
+  }
+
+  void scale_shift(const Region& r) const { apply(r, kernels.scale_shift[act][extra]); }
+  void apply_grad(const Region& r) const { apply(r, kernels.apply_grad[act][extra]); }
+
+  const Job<T>& job;
+  const Shape shape;
+
+ private:
+  using Apply = void (*)(const Job<T>&, const Tile&);
+
+  // Each tile once, in parallel, with its place in a table of N * parts rows.
+  template <class F> void each(F f) const {
+    const int64_t c = shape.c, s = shape.s;
+    if (shape.rows) {
+      const int64_t length = (s + parts - 1) / parts, size = std::max<int64_t>(1, c * length);
+      torch::stable::parallel_for(0, shape.n * parts, std::max<int64_t>(1, kGrain / size), [&](int64_t i, int64_t end) {
+        for (; i < end; ++i) {
+          const int64_t begin = std::min(s, i % parts * length);
+          f(Tile{i / parts, 0, c, begin, std::min(s, begin + length)}, i * c);
+        }
+      });
+    } else {
+      torch::stable::parallel_for(0, shape.n * c, std::max<int64_t>(1, kGrain / s), [&](int64_t i, int64_t end) {
+        for (int64_t next; i < end; i = next) {
+          next = std::min(end, (i / c + 1) * c);
+          f(Tile{i / c, i % c, i % c + next - i, 0, s}, i);
+        }
+      });
+    }
+  }
+
+  void apply(Apply kernel) const {
+    each([&](const Tile& t, int64_t) { backwards(t, kernel); });
+  }
+
+  void apply(const Region& r, Apply kernel) const {
+    for (int64_t n = r.n1; n-- > r.n0;) backwards({n, r.c0, r.c1, 0, shape.s}, kernel);
+  }
+
+  // Last positions first: they are the ones the pass before has left in cache.
+  void backwards(Tile t, Apply kernel) const {
+    const int64_t run = shape.rows ? std::max<int64_t>(1, kGrain / shape.c) : std::max<int64_t>(shape.s, 1);
+    for (int64_t end = t.s1; end > t.s0; end = t.s0 + (end - t.s0 - 1) / run * run) {
+      Tile part = t;
+      part.s0 = t.s0 + (end - t.s0 - 1) / run * run;
+      part.s1 = end;
+      kernel(job, part);
+    }
+  }
+
+  void fold_moments(const double* m, const double* d, double* mean, double* deviations) const {
+    const int64_t length = (shape.s + parts - 1) / parts;
+    for (int64_t n = 0; n < shape.n; ++n) {
+      for (int64_t c = 0; c < shape.c; ++c) {
+        Moments all{0, 0};
+        for (int64_t p = 0; p < parts; ++p) {
+          const int64_t at = (n * parts + p) * shape.c + c, before = std::min(shape.s, p * length);
+          const double count = double(std::min(shape.s, before + length) - before);
+          if (count == 0) break;
+          const double delta = m[at] - all.mean, share = count / (double(before) + count);
+          all.mean += delta * share;
+          all.deviations += d[at] + delta * delta * double(before) * share;
+        }
+        mean[n * shape.c + c] = all.mean;
+        deviations[n * shape.c + c] = all.deviations;
+      }
+    }
+  }
+
+  void fold_sums(const double* from, double* to) const {
+    for (int64_t n = 0; n < shape.n; ++n) {
+      for (int64_t c = 0; c < shape.c; ++c) {
+        double sum = 0;
+        for (int64_t p = 0; p < parts; ++p) sum += from[(n * parts + p) * shape.c + c];
+        to[n * shape.c + c] = sum;
+      }
+    }
+  }
+
+  const Kernels<T>& kernels;
+  const int act;
+  const bool extra;
+  int64_t parts;
+};
+
+// Calls f(region) in parallel if there are enough regions that fit the cache, else all() once.
+template <class T, class F, class G>
+void by_regions(const Whole<T>& whole, const Pool& pool, int64_t streams, F f, G all) {
+  const Shape& shape = whole.shape;
+  const int64_t instances = pool.batch ? shape.n : 1, unit = pool.channels(shape);
+  const int64_t bytes = std::max<int64_t>(1, streams * instances * unit * shape.s * int64_t(sizeof(T)));
+  const int64_t width = shape.rows ? shape.c : unit * std::max<int64_t>(1, kCache / bytes);
+  const int64_t across = (shape.c + width - 1) / width, count = shape.n / instances * across;
+  const int64_t threads = torch::stable::get_num_threads(), turns = (count + threads - 1) / threads;
+  const bool balanced = turns * threads * 4 <= count * 5;
+  if (!balanced && whole.values() > 2 * kGrain) return all();
+  const int64_t values = std::max<int64_t>(1, whole.values() / count);
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / values), [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const int64_t n = i / across, c = i % across * width;
+      f(Region{n, n + instances, c, std::min(shape.c, c + width)});
+    }
+  });
+}
+
+}  // namespace normwise

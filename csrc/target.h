@@ -1,0 +1,28 @@
+// Lists the kernels of one target. Included like kernels.h, after rows.h.
+
+template <class T, template <class> class F> constexpr void list(Kernels<T>& planes, Kernels<T>& rows, Act act) {
+  const int i = int(act);
+  planes.scale_shift[i][0] = plane_scale_shift<T, F, false>, planes.scale_shift[i][1] = plane_scale_shift<T, F, true>;
+  planes.reduce_grad[i][0] = plane_reduce_grad<T, F, false>, planes.reduce_grad[i][1] = plane_reduce_grad<T, F, true>;
+  planes.apply_grad[i][0] = plane_apply_grad<T, F, false>, planes.apply_grad[i][1] = plane_apply_grad<T, F, true>;
+  rows.scale_shift[i][0] = row_scale_shift<T, F, false>, rows.scale_shift[i][1] = row_scale_shift<T, F, true>;
+  rows.reduce_grad[i][0] = row_reduce_grad<T, F, false>, rows.reduce_grad[i][1] = row_reduce_grad<T, F, true>;
+  rows.apply_grad[i][0] = row_apply_grad<T, F, false>, rows.apply_grad[i][1] = row_apply_grad<T, F, true>;
+}
+
+template <class T> Layouts<T> list() {
+  Layouts<T> all{};
+  all.planes.moments = plane_moments<T>;
+  all.rows.moments = row_moments<T>;
+  list<T, None>(all.planes, all.rows, Act::none);
+  list<T, Clip>(all.planes, all.rows, Act::clip);
+  list<T, Leaky>(all.planes, all.rows, Act::leaky);
+  list<T, Silu>(all.planes, all.rows, Act::silu);
+  list<T, Gelu>(all.planes, all.rows, Act::gelu);
+  return all;
+}
+
+template Layouts<float> list<float>();
+template Layouts<double> list<double>();
+template Layouts<BFloat16> list<BFloat16>();
+template Layouts<Half> list<Half>();

@@ -1,0 +1,35 @@
+// The kernels for what the compiler takes for granted, and the choice between the targets.
+#include "headers.h"
+
+namespace normwise {
+namespace plain {
+#include "vector.h"
+#include "kernels.h"
+#include "rows.h"
+#include "target.h"
+}  // namespace plain
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+namespace avx512 { template <class T> Layouts<T> list(); }
+namespace avx2 { template <class T> Layouts<T> list(); }
+
+template <class T> Layouts<T> choose() {
+  if (__builtin_cpu_supports("x86-64-v4")) return avx512::list<T>();
+  if (__builtin_cpu_supports("x86-64-v3")) return avx2::list<T>();
+  return plain::list<T>();
+}
+#else
+template <class T> Layouts<T> choose() { return plain::list<T>(); }
+#endif
+
+template <class T> const Layouts<T>& kernels() {
+  static const Layouts<T> chosen = choose<T>();
+  return chosen;
+}
+
+template const Layouts<float>& kernels<float>();
+template const Layouts<double>& kernels<double>();
+template const Layouts<BFloat16>& kernels<BFloat16>();
+template const Layouts<Half>& kernels<Half>();
+
+}  // namespace normwise

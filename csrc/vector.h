@@ -1,0 +1,197 @@
+// One vector of numbers, as wide as the target's registers: load, store, convert, sum, exp, erf.
+// Included once per target inside that target's namespace, hence no include guard and no includes.
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+template <class A, int bytes> struct Lanes { typedef A type __attribute__((vector_size(bytes))); };
+template <class A> constexpr int kWidth = kBytes / sizeof(A);
+template <class A> using Vec = typename Lanes<A, kBytes>::type;
+template <class T> constexpr int kWidthFor = kWidth<Acc<T>>;
+template <class T> using VecFor = Vec<Acc<T>>;
+
+struct Full {};  // all lanes; an int in its place: only the first lanes
+
+template <class To, class From> inline To bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class A> inline Vec<A> splat(A value) { return Vec<A>{} + value; }
+
+// Which lanes come before n.
+template <class A> inline auto before(int n) {
+  using Int = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  Vec<Int> index;
+  for (int i = 0; i < kWidth<A>; ++i) index[i] = i;
+  return index < splat<Int>(n);
+}
+
+template <class V> inline V keep(V v, Full) { return v; }
+template <class V> inline V keep(V v, int n) {
+  return before<std::decay_t<decltype(v[0])>>(n) ? v : V{};
+}
+
+// Storage: the lanes of a vector as they stand in memory.
+template <class T> struct Stored { using type = Vec<T>; };
+template <> struct Stored<BFloat16> { using type = Lanes<uint16_t, kBytes / 2>::type; };
+template <> struct Stored<Half> { using type = Lanes<uint16_t, kBytes / 2>::type; };
+template <class T> using Raw = typename Stored<T>::type;
+
+inline float to_float(Half h) {
+#if defined(__aarch64__)
+  return bits<__fp16>(h);
+#else  // Maratyszcza's FP16: the exponent is moved by a multiplication, denormals by a subtraction
+  const uint32_t w = uint32_t(h.bits) << 16, sign = w & 0x80000000u, twice = w + w;
+  const float normal = bits<float>((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
+  const float small = bits<float>((twice >> 17) | (126u << 23)) - 0.5f;
+  return bits<float>(sign | bits<uint32_t>(twice < (1u << 27) ? small : normal));
+#endif
+}
+
+inline Half to_half(float f) {
+#if defined(__aarch64__)
+  return bits<Half>(static_cast<__fp16>(f));
+#else
+  const uint32_t w = bits<uint32_t>(f), twice = w + w, sign = w & 0x80000000u;
+  const uint32_t bias = std::max(twice & 0xFF000000u, 0x71000000u);
+  const float base = (bits<float>(w & 0x7FFFFFFFu) * 0x1.0p+112f) * 0x1.0p-110f;
+  const uint32_t rounded = bits<uint32_t>(bits<float>((bias >> 1) + 0x07800000u) + base);
+  const uint32_t finite = ((rounded >> 13) & 0x7C00u) + (rounded & 0xFFFu);
+  return Half{uint16_t((sign >> 16) | (twice > 0xFF000000u ? 0x7E00u : finite))};
+#endif
+}
+
+
+template <class T> inline VecFor<T> convert(const Raw<T>& raw) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return bits<Vec<float>>(__builtin_convertvector(raw, Vec<uint32_t>) << 16);
+  } else if constexpr (std::is_same_v<T, Half>) {
+#if defined(__AVX512F__)
+    return bits<Vec<float>>(_mm512_cvtph_ps(bits<__m256i>(raw)));
+#elif defined(__F16C__)
+    return bits<Vec<float>>(_mm256_cvtph_ps(bits<__m128i>(raw)));
+#else
+    Vec<float> v;
+    for (int i = 0; i < kWidth<float>; ++i) v[i] = to_float(Half{raw[i]});
+    return v;
+#endif
+  } else {
+    return raw;
+  }
+}
+
+// Rounds to nearest even; a NaN stays one.
+inline Raw<BFloat16> to_bfloat16(Vec<float> v) {
+  const auto w = bits<Vec<uint32_t>>(v);
+  const auto rounded = (w + 0x7FFFu + ((w >> 16) & 1u)) >> 16;
+  const auto nan = (w >> 16) | 0x40u;
+  return __builtin_convertvector(v == v ? rounded : nan, Raw<BFloat16>);
+}
+
+template <class T> inline Raw<T> to_stored(VecFor<T> v) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return to_bfloat16(v);
+  } else if constexpr (std::is_same_v<T, Half>) {
+#if defined(__AVX512F__)
+    return bits<Raw<Half>>(_mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    return bits<Raw<Half>>(_mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+    Raw<Half> raw;
+    for (int i = 0; i < kWidth<float>; ++i) raw[i] = to_half(v[i]).bits;
+    return raw;
+#endif
+  } else {
+    return v;
+  }
+}
+
+template <class T> inline VecFor<T> load(const T* p, Full = {}) {
+  Raw<T> raw;
+  __builtin_memcpy(&raw, p, sizeof raw);
+  return convert<T>(raw);
+}
+
+template <class T> inline void store(T* p, VecFor<T> v, Full = {}) {
+  const Raw<T> raw = to_stored<T>(v);
+  __builtin_memcpy(p, &raw, sizeof raw);
+}
+
+// The first n lanes; the others are read as zero and not written.
+template <class T> inline VecFor<T> load(const T* p, int n) {
+#if defined(__AVX512F__)
+  const uint32_t lanes = (1u << n) - 1;
+  if constexpr (sizeof(T) == 8) return bits<Raw<T>>(_mm512_maskz_loadu_pd(lanes, p));
+  else if constexpr (sizeof(T) == 4) return bits<Raw<T>>(_mm512_maskz_loadu_ps(lanes, p));
+  else return convert<T>(bits<Raw<T>>(_mm256_maskz_loadu_epi16(lanes, p)));
+#else
+  T lanes[kWidthFor<T>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+#endif
+}
+
+template <class T> inline void store(T* p, VecFor<T> v, int n) {
+#if defined(__AVX512F__)
+  const uint32_t lanes = (1u << n) - 1;
+  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, lanes, bits<__m512d>(v));
+  else if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, lanes, bits<__m512>(v));
+  else _mm256_mask_storeu_epi16(p, lanes, bits<__m256i>(to_stored<T>(v)));
+#else
+  T lanes[kWidthFor<T>];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
+}
+
+template <class A, int bytes = kBytes> inline A sum(typename Lanes<A, bytes>::type v) {
+  if constexpr (bytes == sizeof(A)) {
+    return v[0];
+  } else {
+    typename Lanes<A, bytes / 2>::type half[2];
+    __builtin_memcpy(half, &v, bytes);
+    return sum<A, bytes / 2>(half[0] + half[1]);
+  }
+}
+
+// exp to about one unit in the last place (Cephes); a NaN stays one.
+inline Vec<float> exp(Vec<float> x) {
+  x = x < -87.3f ? splat(-87.3f) : (x > 88.3f ? splat(88.3f) : x);
+  const Vec<float> magic = splat(0x1.8p23f);
+  const Vec<float> shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
+  const Vec<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  for (float c : {8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
+  const auto power = (bits<Vec<int32_t>>(shifted) - bits<Vec<int32_t>>(magic) + 127) << 23;
+  return (p * r * r + r + 1.0f) * bits<Vec<float>>(power);
+}
+
+// erf as x P(x^2) / Q(x^2), absolute error about 1e-7 (the approximation of Eigen and XLA).
+inline Vec<float> erf(Vec<float> x) {
+  x = x < -3.8325069f ? splat(-3.8325069f) : (x > 3.8325069f ? splat(3.8325069f) : x);
+  const Vec<float> x2 = x * x;
+  Vec<float> p = x2 * -2.72614225801306e-10f + 2.77068142495902e-08f;
+  for (float c : {-2.10102402082508e-06f, -5.69250639462346e-05f, -7.34990630326855e-04f,
+                  -2.95459980854025e-03f, -1.60960333262415e-02f}) p = p * x2 + c;
+  Vec<float> q = x2 * -1.45660718464996e-05f + -2.13374055278905e-04f;
+  for (float c : {-1.68282697438203e-03f, -7.37332916720468e-03f, -1.42647390514189e-02f}) q = q * x2 + c;
+  return x * p / q;
+}
+
+inline Vec<double> exp(Vec<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+inline Vec<double> erf(Vec<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = std::erf(x[i]);
+  return x;
+}

@@ -1,0 +1,114 @@
+"""The command line: parse, call, print. What a command does lives in the package it calls."""
+
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="normwise",
+    help="Which normalization should this network use? Measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+Out = Annotated[Optional[Path], typer.Option("--out", "-o", help="Folder of the run; an earlier run's folder continues it.")]
+
+
+def _show(content: dict[str, Any], as_json: bool, text: Any) -> None:
+    """Prints the result once: as JSON, or as whatever `text()` makes for people."""
+    if as_json:
+        print(json.dumps(content, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        Console().print(text())
+
+
+@app.command()
+def compare(
+    task: Annotated[Optional[str], typer.Argument(help="digits, fashion-mnist, package.module:function or file.py:function.")] = None,
+    model: Annotated[Optional[str], typer.Option(help="cnn, resnet, mlp (with options: cnn:width=16), or package.module:function.")] = None,
+    data: Annotated[Optional[str], typer.Option(help="A data set's name, an image folder, an .npz file or package.module:function.")] = None,
+    norm: Annotated[Optional[list[str]], typer.Option(help="An arm: a spec such as batch or group:8; repeat for more.")] = None,
+    batch_size: Annotated[Optional[list[int]], typer.Option(help="A batch size; repeat for more. Default 8 and 64.")] = None,
+    budget: Annotated[Optional[str], typer.Option(help="90s, 2m, 1h or 200trials. Default 10m.")] = None,
+    epochs: Annotated[Optional[float], typer.Option(help="Training length; default: the task's own.")] = None,
+    delta: Annotated[Optional[str], typer.Option(help="Smallest difference of interest, in the score's unit, or 2%.")] = None,
+    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...")] = None,
+    precision: Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16 (autocast).")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="Worker processes; default: one a core.")] = None,
+    engine: Annotated[Optional[str], typer.Option(help="local.")] = None,
+    ledger: Annotated[Optional[str], typer.Option(help="An Optuna storage URL instead of the journal file.")] = None,
+    out: Out = None,
+    seed: Annotated[Optional[int], typer.Option(help="Master seed.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say which normalization a network should use, at which batch size, by how much."""
+    from normwise.experiment.compare import run_request
+    from normwise.experiment.request import Request
+    from normwise.report import console
+
+    request = Request(
+        task=task, model=model, data=data, norms=norm or None, batch_sizes=batch_size or None, budget=budget,
+        epochs=epochs, delta=delta, device=device, precision=precision, engine=engine, ledger=ledger, seed=seed,
+    )  # fmt: skip
+    content = run_request(request, out=out, workers=workers, dry_run=dry_run)
+    _show(content, as_json, lambda: console.plan(content) if dry_run else console.summary(content))
+    if not dry_run and not content["config"]["finished"]:
+        raise typer.Exit(130)
+
+
+@app.command()
+def swap(
+    model: Annotated[str, typer.Argument(help="package.module:function or file.py:function that makes the model.")],
+    spec: Annotated[str, typer.Argument(help="A spec such as group:8, or a JSON mapping of patterns, or @file.")],
+    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Folder for plan.json and weights.safetensors.")] = None,
+    where: Annotated[str, typer.Option(help="Only modules whose path matches this pattern.")] = "*",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Replace a model's norms and write the changed weights with the plan."""
+    from normwise.surgery.command import swap_and_save
+
+    plan = swap_and_save(model, spec, where=where, out=out, dry_run=dry_run)
+    _show(json.loads(plan.to_json()), as_json, lambda: repr(plan))
+
+
+@app.command(name="list")
+def list_norms(as_json: Json = False) -> None:
+    """List the normalizations normwise knows."""
+    from normwise.layers.cards import catalogue, table
+
+    _show(catalogue(), as_json, table)
+
+
+def main() -> None:
+    """The entry point: turns errors into exit codes (2 bad input, 3 internal error, 130 interrupted)."""
+    try:
+        app(prog_name="normwise", standalone_mode=True)
+    except KeyboardInterrupt:
+        _stop(130, "interrupted; the same command with the same --out continues")
+    except Exception as error:
+        from normwise.errors import UsageError
+
+        if isinstance(error, UsageError):
+            _stop(2, str(error))
+        _stop(3, f"internal error: {error}\nplease report it with the log {_log(error)}")
+
+
+def _stop(code: int, message: str) -> None:
+    print(f"normwise: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _log(error: Exception) -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="normwise-", suffix=".log", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return file.name

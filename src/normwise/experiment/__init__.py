@@ -1,0 +1,1 @@
+"""The experiment: tasks, trials, the race and its verdict."""

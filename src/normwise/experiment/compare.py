@@ -1,0 +1,309 @@
+"""The main job: `compare` says which normalization a network should use, on evidence it shows."""
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from normwise.errors import UsageError
+from normwise.experiment import race
+from normwise.experiment.arms import Arm, LeftOut, survey
+from normwise.experiment.content import build_content, configuration, next_step, versions
+from normwise.experiment.drive import Driver, ask, replay
+from normwise.experiment.engine import LocalEngine
+from normwise.experiment.ledger import Ledger, Lock
+from normwise.experiment.plan import Plan, first_look_price, parse_budget
+from normwise.experiment.prepare import Ask, default_workers, make_plan, probe_trials
+from normwise.experiment.race import CellOutcome
+from normwise.experiment.request import Request
+from normwise.experiment.setting import Setting
+from normwise.experiment.resolve import resolve
+from normwise.experiment.task import Task
+from normwise.experiment.train import Job
+from normwise.experiment.trial import Result, Trial
+from normwise.files import write_atomic
+from normwise.report import console, page
+
+Content = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a comparison found: the verdict, the scorecard, and every trial behind them."""
+
+    content: Content
+
+    @property
+    def verdict(self) -> Content:
+        return self.content["verdict"]
+
+    @property
+    def scorecard(self) -> Content:
+        return self.content["scorecard"]
+
+    @property
+    def results(self) -> list[Content]:
+        return self.content["results"]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as one HTML file."""
+        page.write(self.content, path)
+
+    def to_json(self, path: str | Path) -> None:
+        """Writes everything as JSON (docs: "results.json")."""
+        write_atomic(path, json.dumps(self.content, allow_nan=False, indent=1))
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes one line per trial."""
+        write_atomic(path, _csv(self.results))
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.verdict['statement']})"
+
+
+def compare(
+    task: Any,
+    norms: Sequence[str | Mapping[str, str]] | None = None,
+    batch_sizes: Sequence[int] = (8, 64),
+    *,
+    budget: str = "10m",
+    delta: float | str | None = None,
+    epochs: float | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    workers: int | None = None,
+    engine: str = "local",
+    ledger: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compares normalizations on a task: tunes the learning rate of each, races them on fresh paired seeds.
+
+    `task`: the name of a built-in one, an object with `model()`, `data()` and what else it wants to
+    set, `package.module:function` that makes one, or a function `train(trial) -> Scores`. `norms`: spec
+    texts or mappings of patterns. The same `out` continues an interrupted run or extends a finished one.
+    Raises UsageError for input that cannot work.
+    """
+    request = Request(
+        task=task if isinstance(task, str) else None,
+        norms=None if norms is None else [_text(norm) for norm in norms],
+        batch_sizes=list(batch_sizes),
+        budget=budget,
+        epochs=epochs,
+        delta=None if delta is None else str(delta),
+        device=device,
+        precision=precision,
+        engine=engine,
+        ledger=ledger,
+        seed=seed,
+    )
+    given = None if isinstance(task, str) else resolve(task)
+    return Comparison(run_request(request, task=given, out=out, workers=workers))
+
+
+def run_request(
+    request: Request,
+    *,
+    task: Task | None = None,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    dry_run: bool = False,
+) -> Content:
+    """Runs what was asked, or goes on with what the folder `out` holds, and returns the content of results.json."""
+    stored = _stored(out)
+    if stored:
+        request = request.over(Request(**stored["request"]))
+    request = request.complete()
+    task = task or resolve(request.task, model=request.model, data=request.data)
+    if request.epochs is not None:
+        task = dataclasses.replace(task, epochs=request.epochs)
+    folder = _folder(out, task)
+    with Lock(folder):
+        return Session(request, task, folder, workers or default_workers(), stored).run(dry_run)
+
+
+class Session:
+    """One call of compare, under the lock of its folder."""
+
+    def __init__(self, request: Request, task: Task, folder: Path, workers: int, stored: Content | None) -> None:
+        self.start = time.monotonic()
+        self.request, self.task, self.folder, self.workers = request, task, folder, workers
+        self.setting = Setting(request.device or "cpu", request.precision or "fp32")
+        same = stored is not None and Request(**stored["request"]).complete() == request
+        self.stored_plan = Plan.from_dict(stored["plan"]) if stored and same and stored.get("plan") else None
+        self.fingerprint = {
+            **task.fingerprint(),
+            **{name: versions()[name] for name in ("torch", "normwise")},
+            "device": self.setting.device,
+            "precision": self.setting.precision,
+        }
+        self._identity = json.dumps(self.fingerprint, sort_keys=True)
+
+    def run(self, dry_run: bool = False) -> Content:
+        """Surveys the arms, plans, races, probes, reports. Ctrl-C reports what is known; the run stays resumable."""
+        arms, left_out = survey(self.task, self.request.norms, self.request.batch_sizes or [], self.setting)
+        with (
+            Ledger.open(
+                self.folder,
+                self.fingerprint,
+                self.request.ledger,
+                higher_is_better=self.task.higher_is_better,
+            ) as ledger,
+            self._engine() as engine,
+            console.Progress() as progress,
+        ):
+            ledger.ingest(self.folder / "trials", self._key)
+            driver = Driver(engine, ledger, self._key)
+            plan = self._plan(arms, left_out, driver, ledger)
+            console.announce(self._config(plan, arms, left_out), sys.stderr)
+            if dry_run:
+                return {"schema": 1, "config": self._config(plan, arms, left_out)}
+            driver.watch = lambda d: self._show(d, plan, progress)
+            finished = self._race(driver, plan)
+            results = _by_key(ledger)
+        return self._report(plan, arms, left_out, results, finished)
+
+    def _race(self, driver: Driver, plan: Plan) -> bool:
+        """True when everything that was planned has been run."""
+        try:
+            outcomes = driver.run({size: race.run(plan, size) for size in plan.batch_sizes})
+            if self.task.own_loop is None:
+                driver.run({"probe": ask(probe_trials(plan, _rates(outcomes.values())))})
+        except KeyboardInterrupt:
+            driver.ledger.ingest(self.folder / "trials", self._key)
+            return False
+        return True
+
+    def _plan(self, arms: tuple[Arm, ...], left_out: tuple[LeftOut, ...], driver: Driver, ledger: Ledger) -> Plan:
+        """The stored plan of the same request, else a new one, stored before the first trial of the race."""
+        plan = self.stored_plan
+        if plan is None:
+            wanted = Ask(
+                self.task,
+                arms,
+                tuple(self.request.batch_sizes or ()),
+                parse_budget(self.request.budget or ""),
+                self.request.delta,
+                self.request.seed or 0,
+                self.workers,
+            )
+            plan = make_plan(wanted, driver, time.monotonic() - self.start)
+        if plan.to_dict() not in ledger.plans:
+            ledger.add_plan(plan.to_dict())
+        config = self._config(plan, arms, left_out)
+        write_atomic(self.folder / "config.json", json.dumps(config, indent=1))
+        return plan
+
+    def _config(self, plan: Plan, arms: Sequence[Arm], left_out: Sequence[LeftOut]) -> Content:
+        config = configuration(self.task, self.request, plan, arms, left_out, self.fingerprint, self.folder)
+        return {**config, "workers": self.workers}
+
+    def _engine(self) -> LocalEngine:
+        job = Job(self.task, self.setting)
+        return LocalEngine(
+            job, self.folder, workers=self.workers, key=self._key, log=self.folder / "workers.log"
+        )
+
+    def _key(self, trial: Trial) -> str:
+        return trial.key(self._identity)
+
+    def _show(self, driver: Driver, plan: Plan, progress: console.Progress) -> None:
+        if not progress.due():
+            return
+        known = {result.trial: result for result in driver.ledger.results.values()}
+        cells = _outcomes(plan, known)
+        trained = [r for r in driver.done if r.trial.kind == "train"]
+        price = plan.total(r.trial for r in trained)
+        whole = first_look_price(plan) + sum(plan.allowance.values())
+        seconds = sum(r.seconds for r in trained)
+        before = plan.total(t for t in known if t.kind == "train") - price
+        left = (whole - before - price) * (seconds / price if price else 1.0) / self.workers
+        progress.update(
+            done=len(known),
+            total=len(known) + len(driver.pending),
+            seconds_left=max(0.0, left),
+            stage="racing" if cells else "tuning learning rates",
+            leaders=[_leader(plan, cell) for cell in cells],
+            running=min(self.workers, len(driver.pending)),
+        )
+
+    def _report(
+        self,
+        plan: Plan,
+        arms: tuple[Arm, ...],
+        left_out: tuple[LeftOut, ...],
+        results: dict[str, Result],
+        finished: bool,
+    ) -> Content:
+        outcomes = _outcomes(plan, {result.trial: result for result in results.values()})
+        config = self._config(plan, arms, left_out)
+        config |= {"finished": finished, "seconds": round(time.monotonic() - self.start, 1)}
+        content = build_content(self.task, plan, arms, outcomes, results, config)
+        content["config"]["next_step"] = next_step(content)
+        content["config"]["folder"] = str(self.folder)
+        found = Comparison(content)
+        found.to_json(self.folder / "results.json")
+        found.to_csv(self.folder / "results.csv")
+        found.save(self.folder / "report.html")
+        write_atomic(self.folder / "config.json", json.dumps(content["config"], indent=1))
+        return content
+
+
+def _outcomes(plan: Plan, results: Mapping[Trial, Result]) -> list[CellOutcome]:
+    """What the race of each batch size decides on these results; those before their first look are left out."""
+    cells = [replay(race.run(plan, size), results) for size in plan.batch_sizes]
+    return [cell for cell in cells if cell is not None and cell.looks]
+
+
+def _rates(outcomes) -> dict[tuple[str, int], float]:
+    return {(arm.norm, cell.batch_size): arm.learning_rate for cell in outcomes for arm in cell.arms}
+
+
+def _leader(plan: Plan, cell: CellOutcome) -> str:
+    standing = cell.standing(race.rule_for(plan, len(cell.arms)))
+    return f"batch size {cell.batch_size}: {standing.named}, regret at most {standing.bounds[standing.named]:.3g}"
+
+
+def _by_key(ledger: Ledger) -> dict[str, Result]:
+    return dict(ledger.results)
+
+
+def _stored(out: str | Path | None) -> Content | None:
+    path = Path(out) / "config.json" if out else None
+    if path is None or not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        Request(**stored["request"])
+        return stored
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} must be the configuration of a run, but cannot be read ({error})") from error
+
+
+def _folder(out: str | Path | None, task: Task) -> Path:
+    folder = Path(out) if out else Path("runs") / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} must be a folder that can be written to ({error.strerror}); take another --out") from error
+    return folder
+
+
+def _text(norm: str | Mapping[str, str]) -> str:
+    return norm if isinstance(norm, str) else json.dumps(dict(norm))
+
+
+def _csv(rows: Sequence[Content]) -> str:
+    fixed = ["arm", "batch_size", "learning_rate", "seed", "length", "stage", "status", "reason", "seconds", "key"]
+    measures = sorted({name for row in rows for name in row["measures"]})
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fixed + measures, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows({**row, **row["measures"]} for row in rows)
+    return file.getvalue()

@@ -1,0 +1,109 @@
+"""Runs several decision processes at once on one engine: each asks for trials, waits, and decides."""
+
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from normwise.experiment.engine import Engine
+from normwise.experiment.ledger import Ledger
+from normwise.experiment.trial import Interrupted, Result, Trial
+
+Process = Generator[list[Trial], dict[Trial, Result], Any]
+
+
+@dataclass
+class _Waiting:
+    """A process with the trials it asked for and those still missing."""
+
+    process: Process
+    asked: list[Trial]
+    missing: set[str]
+
+
+@dataclass
+class Driver:
+    """Keeps an engine busy for any number of processes; the ledger answers what was run before.
+
+    A process is a generator that yields lists of trials, is sent their results and returns its
+    outcome (`race.run`). What it decides depends on the results alone, never on their order.
+    """
+
+    engine: Engine
+    ledger: Ledger
+    key: Callable[[Trial], str]
+    watch: Callable[["Driver"], None] = lambda driver: None
+    done: list[Result] = field(default_factory=list)
+    pending: dict[str, Trial] = field(default_factory=dict)
+
+    def run(self, processes: dict[Hashable, Process]) -> dict[Hashable, Any]:
+        """Runs every process to its end and returns what each returned."""
+        outcomes: dict[Hashable, Any] = {}
+        waiting: dict[Hashable, _Waiting] = {}
+        for name, process in processes.items():
+            self._advance(name, process, None, waiting, outcomes)
+        while waiting:
+            self._collect(waiting)
+            for name in [name for name, wait in waiting.items() if not wait.missing]:
+                wait = waiting.pop(name)
+                results = {trial: self.ledger.results[self.key(trial)] for trial in wait.asked}
+                self._advance(name, wait.process, results, waiting, outcomes)
+        return outcomes
+
+    def _advance(
+        self,
+        name: Hashable,
+        process: Process,
+        results: dict[Trial, Result] | None,
+        waiting: dict[Hashable, _Waiting],
+        outcomes: dict[Hashable, Any],
+    ) -> None:
+        try:
+            asked = next(process) if results is None else process.send(results)
+        except StopIteration as stop:
+            outcomes[name] = stop.value
+            return
+        waiting[name] = _Waiting(process, asked, self._submit(asked))
+
+    def _submit(self, trials: Iterable[Trial]) -> set[str]:
+        missing = {key: trial for trial in trials if (key := self.key(trial)) not in self.ledger.results}
+        for key, trial in missing.items():
+            if key not in self.pending:
+                self.pending[key] = trial
+                self.engine.submit(trial)
+        return set(missing)
+
+    def _collect(self, waiting: dict[Hashable, _Waiting]) -> None:
+        """Waits for one more result where any process lacks one."""
+        if not any(wait.missing for wait in waiting.values()):
+            return
+        result = self.engine.next(timeout=1.0)
+        if result is not None:
+            key = self.key(result.trial)
+            self.ledger.add(key, result)
+            self.pending.pop(key, None)
+            self.done.append(result)
+            for wait in waiting.values():
+                wait.missing.discard(key)
+        self.watch(self)
+
+
+def replay(process: Process, results: Mapping[Trial, Result]) -> Any | None:
+    """What a process decides on recorded results, interrupted where it asks for a trial that was not run.
+
+    None where it knows nothing yet.
+    """
+    try:
+        asked = next(process)
+        while all(trial in results for trial in asked):
+            asked = process.send({trial: results[trial] for trial in asked})
+        while True:
+            process.throw(Interrupted())
+    except StopIteration as stop:
+        return stop.value
+    except Interrupted:
+        return None
+
+
+def ask(trials: list[Trial]) -> Process:
+    """The simplest process: wants some trials and returns their results."""
+    return (yield trials)

@@ -1,0 +1,196 @@
+"""Where trials run: the small interface every engine has, and the one for this machine's processes.
+
+`LocalEngine` gives each worker process a thread of its own, which feeds it the oldest waiting trial the
+moment it has finished one, whatever the driver is doing. Only files and these threads hold state, so
+killing any worker loses at most its current attempt, and killing the driver no finished trial.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
+from types import TracebackType
+from typing import Protocol, Self
+
+from normwise.errors import UsageError
+from normwise.experiment.process import Death, Limits, WorkerError, WorkerProcess, pack
+from normwise.experiment.trial import Result, Trial
+from normwise.files import write_atomic
+
+ATTEMPTS = 2  # of a trial, where its worker dies
+FALSE_STARTS = 3  # of workers that die in a row before they begin a trial
+SECONDS_BETWEEN_CHECKS = 0.5
+
+
+class Engine(Protocol):
+    """Runs trials somewhere. A context manager; leaving it ends whatever still runs."""
+
+    def submit(self, trial: Trial) -> None:
+        """Queues a trial: first in, first begun."""
+        ...
+
+    def next(self, timeout: float | None = None) -> Result | None:
+        """The next finished trial; `None` after `timeout` seconds, or at once when nothing is under way."""
+        ...
+
+    def close(self) -> None:
+        """Ends the workers, also in the middle of a trial."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class LocalEngine:
+    """Runs trials in worker processes of this machine, one thread each.
+
+    `job` is any callable from a Trial to a Result that cloudpickle can pickle. Each result is left as
+    `folder/trials/<key>.json` before `next` returns it. What the job prints goes to `log`. A worker that
+    dies is replaced and its trial tried once more, then recorded as failed with the reason; the same
+    holds for a trial over its limit (`seconds_per_trial`; `memory_per_trial` in bytes, of the whole
+    process, PyTorch and data included).
+
+    >>> trial = Trial("batch", 8, 0.1, seed=3)
+    >>> job = lambda trial: Result(trial, measures={"judge": trial.seed / 4})
+    >>> with LocalEngine(job, Path("."), workers=1, key=lambda t: t.key(""), log=Path("log.txt")) as engine:
+    ...     engine.submit(trial)
+    ...     engine.next().measures
+    {'judge': 0.75}
+    """
+
+    def __init__(
+        self,
+        job: Callable[[Trial], Result],
+        folder: Path,
+        *,
+        workers: int,
+        key: Callable[[Trial], str],
+        seconds_per_trial: float | None = None,
+        memory_per_trial: int | None = None,
+        log: Path,
+    ) -> None:
+        if workers < 1:
+            raise UsageError(f"workers must be at least 1, got {workers}")
+        self._key = key
+        self._trials = folder / "trials"
+        self._setup = pack(job, self._trials)
+        self._limits = Limits(seconds_per_trial, memory_per_trial)
+        self._trials.mkdir(exist_ok=True)
+        self._log_path = log
+        self._log = log.open("ab", buffering=0)
+        self._pending: SimpleQueue[tuple[str, Trial] | None] = SimpleQueue()
+        self._finished: SimpleQueue[Result | BaseException] = SimpleQueue()
+        self._under_way = 0
+        self._lock = Lock()
+        self._closing = Event()
+        self._workers: dict[int, WorkerProcess] = {}
+        self._slots = [Thread(target=self._serve, args=(slot,), daemon=True) for slot in range(workers)]
+        self._watch = Thread(target=self._check_limits, daemon=True)
+        for thread in (*self._slots, self._watch):
+            thread.start()
+
+    def submit(self, trial: Trial) -> None:
+        """Queues a trial: first in, first begun."""
+        self._under_way += 1
+        self._pending.put((self._key(trial), trial))
+
+    def next(self, timeout: float | None = None) -> Result | None:
+        """The next finished trial; `None` after `timeout` seconds, or at once when nothing is under way."""
+        if not self._under_way:
+            return None
+        try:
+            item = self._finished.get(timeout=timeout)
+        except Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        self._under_way -= 1
+        return item
+
+    def close(self) -> None:
+        """Ends the workers, also in the middle of a trial."""
+        with self._lock:
+            self._closing.set()
+            for worker in self._workers.values():
+                worker.kill()
+        for _ in self._slots:
+            self._pending.put(None)
+        for thread in (*self._slots, self._watch):
+            thread.join()
+        for worker in self._workers.values():
+            worker.close()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _serve(self, slot: int) -> None:
+        """The life of a worker and its successors, in a thread of its own."""
+        try:
+            self._start(slot)
+            for key, trial in iter(self._pending.get, None):
+                self._finished.put(self._complete(slot, key, trial))
+        except _ClosingError:
+            pass
+        except BaseException as error:
+            self._finished.put(error)
+
+    def _complete(self, slot: int, key: str, trial: Trial) -> Result:
+        """Runs a trial until there is a result to it, if only a failed one."""
+        path = self._trials / f"{key}.json"
+        path.unlink(missing_ok=True)
+        reasons: list[str] = []
+        false_starts = 0
+        while len(reasons) < ATTEMPTS:
+            death = self._workers[slot].run(key, trial)
+            if death:
+                self._replace(slot, death, trial)
+            if not death or path.exists():
+                return Result.from_json(path.read_text())
+            if death.begun:
+                reasons.append(death.reason)
+            elif (false_starts := false_starts + 1) == FALSE_STARTS:
+                raise WorkerError(self._hopeless(death))
+        reason = "; then ".join(dict.fromkeys(reasons))
+        result = Result(trial, "failed", f"{reason} ({ATTEMPTS} attempts)")
+        write_atomic(path, result.to_json())
+        return result
+
+    def _start(self, slot: int) -> None:
+        with self._lock:
+            if self._closing.is_set():
+                raise _ClosingError
+            worker = self._workers[slot] = WorkerProcess(self._log)
+        worker.send(self._setup)
+
+    def _replace(self, slot: int, death: Death, trial: Trial) -> None:
+        self._workers[slot].close()
+        if not self._closing.is_set():
+            self._log.write(f"normwise: {death.reason}; it had {trial}\n".encode())
+        self._start(slot)
+
+    def _check_limits(self) -> None:
+        while not self._closing.wait(SECONDS_BETWEEN_CHECKS):
+            with self._lock:
+                workers = list(self._workers.values())
+            for worker in workers:
+                worker.check(self._limits)
+
+    def _hopeless(self, death: Death) -> str:
+        end = "\n".join(self._log_path.read_text(errors="replace").splitlines()[-15:])
+        return (
+            f"{FALSE_STARTS} worker processes in a row ended before they began a trial, "
+            f"the last one: {death.reason}. The end of {self._log_path}:\n{end}"
+        )
+
+
+class _ClosingError(Exception):
+    """The engine is being closed: no worker may start any more."""

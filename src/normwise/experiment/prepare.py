@@ -1,0 +1,122 @@
+"""From a request to a plan: times every cell for a few steps and cuts the comparison to the budget."""
+
+import itertools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from normwise.errors import UsageError
+from normwise.experiment.arms import Arm
+from normwise.experiment.drive import Driver, ask
+from normwise.experiment.plan import Budget, Plan, fit_to_budget, grid_around
+from normwise.experiment.request import parse_delta
+from normwise.experiment.task import Task
+from normwise.experiment.trial import Result, Trial
+
+CALIBRATION_SEED = 9_000
+PROBE_SEEDS = 4
+# Start of the workers, probes, report: wall seconds that are no trial of the race (measured on digits).
+START, PROBES_PER_ARM, REPORT = 6.0, 1.5, 6.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the plan is made for."""
+
+    task: Task
+    arms: tuple[Arm, ...]
+    batch_sizes: tuple[int, ...]
+    budget: Budget
+    delta: str | None
+    seed: int
+    workers: int
+
+
+def make_plan(wanted: Ask, driver: Driver, elapsed: float) -> Plan:
+    """Calibrates and plans. `elapsed`: the wall seconds already spent when this was called.
+
+    Raises UsageError where the budget is too small or no delta is known.
+    """
+    names, sizes = tuple(arm.name for arm in wanted.arms), wanted.batch_sizes
+    rates = {size: grid_around(wanted.task.lr, size) for size in sizes}
+    base = _base(wanted)
+    cells = list(itertools.product(names, sizes))
+    kernels = (True,) if wanted.task.own_loop is not None else (True, False)
+    trials = {
+        (cell, onednn): Trial(cell[0], cell[1], rates[cell[1]][2], base + CALIBRATION_SEED, 1.0, onednn, "calibrate")
+        for cell in cells
+        for onednn in kernels
+    }
+    times = driver.run({"calibrate": ask(list(trials.values()))})["calibrate"]
+    seconds = {which: _full_length(times[trial]) for which, trial in trials.items()}
+    onednn = {cell: min(kernels, key=lambda kernel, cell=cell: seconds[cell, kernel]) for cell in cells}
+    price = {cell: 1.0 if wanted.budget.in_trials else seconds[cell, onednn[cell]] for cell in cells}
+    plan = Plan(
+        arms=names,
+        batch_sizes=sizes,
+        rates=rates,
+        costs={arm.name: arm.cost for arm in wanted.arms},
+        onednn=onednn,
+        delta=_delta(wanted, driver, rates, onednn),
+        seed=wanted.seed,
+        higher_is_better=wanted.task.higher_is_better,
+        failed_score=wanted.task.failed_score,
+        price=price,
+    )
+    calibration = sum(result.seconds for result in times.values()) / wanted.workers
+    overhead = START + REPORT + PROBES_PER_ARM * len(names) + max(elapsed, calibration)
+    return fit_to_budget(plan, wanted.budget, workers=wanted.workers, overhead=overhead)
+
+
+def _base(wanted: Ask) -> int:
+    return wanted.seed * 10_000
+
+
+def _full_length(result: Result) -> float:
+    if "full_length" not in result.measures:
+        trial = result.trial
+        raise UsageError(f"--norm {trial.arm} at batch size {trial.batch_size} cannot run: {result.reason}")
+    return result.measures["full_length"]
+
+
+def _delta(wanted: Ask, driver: Driver, rates: dict[int, tuple[float, ...]], onednn: dict[Any, bool]) -> float:
+    """The smallest effect of interest: the user's, the task's, or 0.01 for accuracy and R^2."""
+    absolute, share = parse_delta(wanted.delta)
+    if share is not None:
+        return share * abs(_reference_score(wanted, driver, rates, onednn))
+    delta = absolute if absolute is not None else wanted.task.delta
+    if delta is None:
+        raise UsageError(
+            f"the smallest difference of interest must be given for the score {wanted.task.score_name!r}: "
+            "set --delta (a number in its unit, or 2% of the reference arm's score) or the task's delta"
+        )
+    return delta
+
+
+def _reference_score(
+    wanted: Ask, driver: Driver, rates: dict[int, tuple[float, ...]], onednn: dict[Any, bool]
+) -> float:
+    """The first arm's mean score at the first batch size and the middle rate, two trials at full length."""
+    arm, size = wanted.arms[0].name, wanted.batch_sizes[0]
+    trials = [
+        Trial(arm, size, rates[size][2], _base(wanted) + CALIBRATION_SEED + k, onednn=onednn[arm, size]) for k in (1, 2)
+    ]
+    results = driver.run({"reference": ask(trials)})["reference"]
+    scores = [r.measures.get("judge", wanted.task.failed_score) for r in results.values()]
+    return sum(scores) / len(scores)
+
+
+def probe_trials(plan: Plan, rates: dict[tuple[str, int], float]) -> list[Trial]:
+    """Gradient growth and highest rate, at the smallest batch size, over a few fresh seeds."""
+    size = min(plan.batch_sizes)
+    return [
+        Trial(arm, size, rates[arm, size], plan.seed * 10_000 + 3_000 + k, 1.0, plan.onednn[arm, size], "probe")
+        for k in range(PROBE_SEEDS)
+        for arm in plan.arms
+        if (arm, size) in rates
+    ]
+
+
+def default_workers() -> int:
+    """One a core this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,168 @@
+"""The driver's side of one worker process: starts it, gives it trials, watches over it, ends it."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO, NamedTuple
+
+import cloudpickle
+import psutil
+
+from normwise.errors import UsageError
+from normwise.experiment.trial import Result, Trial
+
+COMMAND = [sys.executable, "-P", "-m", "normwise.experiment.worker"]
+SOURCE = str(Path(__file__).parents[2])
+# One thread a process: as many processes as cores do the rest.
+ONE_THREAD = {
+    f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
+}
+
+
+class WorkerError(RuntimeError):
+    """Workers cannot do their work at all; the message says why, or ends with the end of the log."""
+
+
+class Death(NamedTuple):
+    """How a worker process ended, and whether it had begun the trial it was given."""
+
+    reason: str
+    begun: bool
+
+
+class Limits(NamedTuple):
+    """What one trial may use; `None` is no limit. The memory is that of its whole process."""
+
+    seconds: float | None = None
+    bytes: int | None = None
+
+
+class WorkerProcess:
+    """One worker process. `run` blocks in a thread of the engine's; `check` and `kill` come from others."""
+
+    def __init__(self, log: BinaryIO) -> None:
+        pythonpath = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **ONE_THREAD, "PYTHONPATH": pythonpath},
+            start_new_session=True,
+        )
+        self._usage = psutil.Process(self._process.pid)
+        self._lock = Lock()
+        self._begun: float | None = None
+        self._why = ""
+
+    def send(self, message: bytes) -> None:
+        """Writes to the worker. That it is dead shows when it is listened to."""
+        with suppress(BrokenPipeError):
+            stdin = self._process.stdin
+            assert stdin
+            stdin.write(message)
+            stdin.flush()
+
+    def run(self, key: str, trial: Trial) -> Death | None:
+        """Runs a trial; returns when its result has been handed over, or how the worker died instead."""
+        self.send(pickle.dumps((key, trial)))
+        assert self._process.stdout
+        for line in self._process.stdout:
+            answer = line.decode().strip()
+            if answer == "begin":
+                self._begun = time.monotonic()
+            elif answer == "done":
+                with self._lock:
+                    self._begun = None
+                return None
+            else:
+                raise WorkerError(f"a worker stopped: {answer.removeprefix('stop ')}")
+        return Death(self._bury(), self._begun is not None)
+
+    def check(self, limits: Limits) -> None:
+        """Kills the worker when its trial is over a limit, and its children when it is dead."""
+        with suppress(psutil.Error), self._lock:
+            if self._usage.status() == psutil.STATUS_ZOMBIE:
+                self.kill()  # a child that it forked holds the pipe open, so `run` has not noticed
+            elif self._begun and (why := self._excess(limits, time.monotonic() - self._begun)):
+                self.kill(why)
+
+    def kill(self, why: str = "") -> None:
+        """Ends the process and all that the user's code started in it."""
+        self._why = self._why or why
+        if self._process.returncode is None:
+            self._kill_group()
+
+    def close(self) -> None:
+        """Ends the process, waits for it and closes its pipes."""
+        self.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+    def _excess(self, limits: Limits, seconds: float) -> str:
+        if limits.seconds is not None and seconds > limits.seconds:
+            return f"over the limit of {limits.seconds:g} seconds per trial"
+        if limits.bytes is not None and self._usage.memory_info().rss > limits.bytes:
+            return f"over the limit of {limits.bytes / 2**20:.0f} MiB of memory per trial"
+        return ""
+
+    def _bury(self) -> str:
+        """Waits for the end of a process whose pipe has ended, and says why it ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        self._kill_group()
+        code = self._process.wait()
+        if self._why:
+            return self._why
+        return f"worker killed by {signal_name(-code)}" if code < 0 else f"worker exited with code {code}"
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+
+
+def pack(job: Callable[[Trial], Result], trials: Path) -> bytes:
+    """All that a worker must know before its first trial.
+
+    >>> type(pack(Result, Path("trials")))
+    <class 'bytes'>
+    """
+    try:
+        pickled = cloudpickle.dumps(job)
+    except Exception as error:
+        raise UsageError(
+            f"the task must fit through a pipe to the worker processes, but pickling it failed ({error}); "
+            "make in its functions what cannot be pickled, such as locks, open files and connections"
+        ) from error
+    setup: dict[str, Any] = {
+        "path": [os.path.abspath(entry) for entry in sys.path],
+        "pythonpath": os.environ.get("PYTHONPATH"),
+        "trials": str(trials.resolve()),
+        "job": pickled,
+    }
+    return pickle.dumps(setup)
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal.
+
+    >>> signal_name(9), signal_name(4000)
+    ('SIGKILL', 'signal 4000')
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,109 @@
+"""What the user asked for, as plain data: enough to ask again."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from normwise.errors import UsageError
+
+DEFAULTS: dict[str, Any] = {
+    "task": "digits",
+    "batch_sizes": [8, 64],
+    "budget": "10m",
+    "device": "cpu",
+    "precision": "fp32",
+    "engine": "local",
+    "seed": 0,
+}
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a comparison; None where the user said nothing."""
+
+    task: str | None = None
+    model: str | None = None
+    data: str | None = None
+    norms: list[str] | None = None
+    batch_sizes: list[int] | None = None
+    budget: str | None = None
+    epochs: float | None = None
+    delta: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    engine: str | None = None
+    ledger: str | None = None
+    seed: int | None = None
+
+    def over(self, earlier: "Request") -> "Request":
+        """This request where it says something, the earlier one elsewhere.
+
+        >>> Request(budget="1h").over(Request(task="digits", budget="2m"))
+        ... # doctest: +ELLIPSIS
+        Request(task='digits', ..., budget='1h', ...)
+        """
+        said = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return dataclasses.replace(earlier, **said)
+
+    def complete(self) -> "Request":
+        """With the defaults filled in and checked."""
+        defaults = dict(DEFAULTS)
+        if self.model and self.data and not self.task:
+            defaults.pop("task")
+        whole = self.over(Request(**defaults))
+        whole.check()
+        return whole
+
+    def check(self) -> None:
+        """Raises UsageError for values that can never work."""
+        sizes = self.batch_sizes or []
+        if any(size < 1 for size in sizes):
+            raise UsageError(f"batch sizes must be positive whole numbers, got {min(sizes)}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.engine != "local":
+            raise UsageError(f"engine must be local, got {self.engine!r}")
+        if self.epochs is not None and self.epochs <= 0:
+            raise UsageError(f"epochs must be positive, got {self.epochs}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def command(self, out: str | os.PathLike[str]) -> str:
+        """The shell command that asks for this again."""
+        words = ["normwise", "compare"]
+        if self.task:
+            words.append(_quoted(self.task))
+        for name, value in self.to_dict().items():
+            if name == "task" or value is None or value == DEFAULTS.get(name):
+                continue
+            flag = {"norms": "norm", "batch_sizes": "batch-size"}.get(name, name)
+            for item in value if isinstance(value, list) else [value]:
+                words += [f"--{flag}", _quoted(str(item))]
+        return " ".join([*words, "--out", _quoted(str(out))])
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def parse_delta(text: str | float | None) -> tuple[float | None, float | None]:
+    """Reads a delta: an absolute value, or a share of the reference arm's mean score.
+
+    >>> parse_delta("0.5"), parse_delta("2%"), parse_delta(None)
+    ((0.5, None), (None, 0.02), (None, None))
+    """
+    if text is None:
+        return None, None
+    body = str(text).strip()
+    try:
+        value = float(body.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"delta must be a positive number in the score's unit, or a percentage like 2%, got {text!r}")
+    return (None, value / 100) if body.endswith("%") else (value, None)

@@ -1,0 +1,57 @@
+"""Where and how precisely trials run: device, precision, batches that arrive in place."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normwise.data import Batches
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how precisely trials run; the same for all trials of a comparison."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return torch.autocast(torch.device(self.device).type, dtype=dtype)
+
+    def batches(self, *args: Any, **options: Any) -> Batches:
+        """Batches that arrive on the device."""
+        batches = Batches(*args, **options)
+        return batches if self.device == "cpu" else _Placed(batches, self.device)
+
+
+@dataclass
+class _Placed:
+    """Batches moved to a device as they come."""
+
+    inner: Batches
+    device: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return (_move(batch, self.device) for batch in self.inner)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _move(batch: Any, device: str) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: _move(value, device) for name, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_move(value, device) for value in batch)
+    return batch

@@ -1,0 +1,211 @@
+"""One trial: build the arm's network, train it by the task's recipe, score it."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normwise.data import Batches
+from normwise.experiment.setting import Setting
+from normwise.experiment.task import Task
+from normwise.experiment.trial import Result, Trial, finite
+from normwise.surgery.swap import swap
+
+CURVE_POINTS = 8
+
+
+def build(task: Task, arm: str, seed: int, device: str = "cpu") -> nn.Module:
+    """The arm's network, its initial weights drawn from the seed: the same for all arms but for the norms."""
+    torch.manual_seed(seed)
+    model = task.model()
+    if arm != "keep":
+        model = swap(model, parse_arm(arm)).model
+    return model.to(device)
+
+
+def parse_arm(arm: str) -> Any:
+    """A spec text as it is, a mapping of patterns from its JSON text."""
+    return json.loads(arm) if arm.startswith("{") else arm
+
+
+@contextlib.contextmanager
+def environment(trial: Trial) -> Iterator[None]:
+    """The trial's random numbers and convolution kernels; the caller's come back afterwards."""
+    # torch.backends.mkldnn.flags also touches a TF32 setting that this build warns about
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(trial.onednn)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(trial.seed)
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+@dataclass
+class Fit:
+    """The course of one training run."""
+
+    losses: list[float] = field(default_factory=list)
+    curve: list[tuple[float, float, float | None]] = field(default_factory=list)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The training loop: as lean as a bare PyTorch loop, with the epoch's mean loss and a few scores kept."""
+
+    task: Task
+    setting: Setting
+    batches: Batches
+    epochs: float
+
+    @property
+    def steps(self) -> int:
+        return max(1, round(self.epochs * len(self.batches)))
+
+    def fit(self, model: nn.Module, rate: float, validation: Batches | None = None) -> Fit:
+        """Trains in place. Stops at the first loss that is not finite and says so in `reason`."""
+        fit, steps, per_epoch = Fit(), self.steps, len(self.batches)
+        marks = {math.ceil(steps * (i + 1) / CURVE_POINTS) for i in range(CURVE_POINTS)} if validation else set()
+        optimizer = self.task.optimizer(model.parameters(), rate)
+        advance = self._schedule(optimizer, rate, steps)
+        model.train()
+        # zip with the range first: a generator of batches must not draw one too many.
+        for step, batch in zip(range(1, steps + 1), self._forever(), strict=False):
+            advance(step - 1)
+            optimizer.zero_grad(set_to_none=True)
+            with self.setting.autocast():
+                loss = self.task.loss(model, batch)
+            loss.backward()
+            optimizer.step()
+            fit.losses.append(value := loss.item())
+            if not math.isfinite(value):
+                fit.reason = f"training loss {value} at step {step} of {steps}"
+                break
+            if step in marks or step == steps:
+                recent = fit.losses[-per_epoch:]
+                score = None if validation is None else self._score(model, validation)
+                fit.curve.append((step / per_epoch, sum(recent) / len(recent), score))
+        return fit
+
+    def _forever(self) -> Iterator[Any]:
+        while True:
+            yield from self.batches
+
+    def _score(self, model: nn.Module, batches: Batches) -> float | None:
+        with self.setting.autocast():
+            score = self.task.score(model, batches)
+        model.train()
+        return score if math.isfinite(score) else None
+
+    def _schedule(self, optimizer: torch.optim.Optimizer, rate: float, steps: int) -> Any:
+        """Sets the rate before each step: the task's scheduler, or one-cycle by hand (it costs a microsecond)."""
+        if self.task.schedule is not None:
+            scheduler = self.task.schedule(optimizer, steps)
+            return lambda step: scheduler.step() if step else None
+
+        bases = [group["lr"] for group in optimizer.param_groups]
+
+        def advance(step: int) -> None:
+            factor = self.task.rate_factor(step, steps)
+            for group, base in zip(optimizer.param_groups, bases, strict=True):
+                group["lr"] = base * factor
+
+        return advance
+
+
+def train(task: Task, trial: Trial, setting: Setting) -> Result:
+    """Runs one trial from its seed to its scores.
+
+    Diverged: the training loss or a score is not finite, or the final training loss is above the
+    initial one. A diverged trial keeps its score if finite, else takes the task's `failed_score`.
+    """
+    start = time.perf_counter()
+    with environment(trial):
+        run = own_loop if task.own_loop is not None else standard
+        fit, measures = run(task, trial, setting)
+    reason = fit.reason or _divergence(fit, measures)
+    if reason:
+        measures = {"judge": task.failed_score, "validation": task.failed_score, **measures}
+    return Result(
+        trial,
+        status="diverged" if reason else "ok",
+        reason=reason,
+        measures=measures,
+        curve=tuple(fit.curve),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _divergence(fit: Fit, measures: dict[str, float]) -> str:
+    if "judge" not in measures or "validation" not in measures:
+        return "a score is not finite"
+    first, last = measures.get("first_loss"), measures.get("last_loss")
+    if first is not None and last is not None and last > first:
+        return f"the final training loss {last:.3g} is above the initial one {first:.3g}"
+    return ""
+
+
+def standard(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str, float]]:
+    """The library's own loop on the task's data, loss, optimizer and schedule."""
+    from normwise.experiment.evaluate import evaluate
+
+    model = build(task, trial.arm, trial.seed, setting.device)
+    parts = task.parts(trial.seed)
+    batches = setting.batches(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
+    loop = Loop(task, setting, batches, task.epochs * trial.length)
+    validation = setting.batches(parts.validation, collate=task.collate)
+    torch.manual_seed(trial.seed + 1)  # dropout: the arms drew different numbers when they were built
+    fit = loop.fit(model, trial.learning_rate, validation if trial.length >= 1 else None)
+    last = fit.losses[-len(batches) :]
+    measures = finite(first_loss=fit.losses[0], last_loss=sum(last) / len(last), steps=len(fit.losses))
+    return fit, measures | evaluate(task, model, parts, trial, setting)
+
+
+class Handle:
+    """What a user's own training function is given: `train(trial) -> Scores`."""
+
+    def __init__(self, task: Task, trial: Trial, setting: Setting) -> None:
+        self.lr, self.batch_size, self.seed = trial.learning_rate, trial.batch_size, trial.seed
+        self.device, self.precision = setting.device, setting.precision
+        self.epochs = max(1, round(task.epochs * trial.length))
+        self.curve: list[tuple[float, float, float | None]] = []
+        self._arm = trial.arm
+
+    def norm(self, model: nn.Module) -> nn.Module:
+        """Gives the model this trial's normalization and returns it (in place)."""
+        if self._arm != "keep":
+            model = swap(model, parse_arm(self._arm)).model
+        return model.to(self.device)
+
+    def report(self, epoch: float, validation: float, judge: float | None = None) -> None:
+        """Keeps one point of the learning curve."""
+        self.curve.append((float(epoch), 0.0, float(validation)))
+
+
+def own_loop(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str, float]]:
+    """The user's own loop."""
+    handle = Handle(task, trial, setting)
+    scores = task.own_loop(handle)
+    return Fit(curve=handle.curve), finite(validation=scores.validation, judge=scores.judge)
+
+
+@dataclass
+class Job:
+    """What a worker process runs: any kind of trial of one task."""
+
+    task: Task
+    setting: Setting
+
+    def __call__(self, trial: Trial) -> Result:
+        from normwise.experiment.calibrate import calibrate, probe
+
+        run = {"train": train, "calibrate": calibrate, "probe": probe}[trial.kind]
+        return run(self.task, trial, self.setting)

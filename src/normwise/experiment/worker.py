@@ -1,0 +1,127 @@
+"""A worker process: runs the trials it is given, one at a time, and hands each result over as a file.
+
+Started by the engine as `python -m normwise.experiment.worker`. Orders come as pickles on standard
+input: first the setup, then (key, trial) pairs. Answers go, a word a line, to standard output: `begin`
+and `done`, or `stop` with a reason. Whatever the user's code prints goes to standard error, the log.
+"""
+
+import ctypes
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from io import TextIOWrapper
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, BinaryIO, NoReturn
+
+from normwise.experiment.trial import Result, Trial
+from normwise.files import write_atomic
+
+Job = Callable[[Trial], Result]
+
+
+def main() -> None:
+    """Works until standard input ends, which is when the driver closes it or dies."""
+    orders, answers = _private_pipes()
+    _die_with_driver()
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    Thread(target=_listen, args=(orders, inbox), daemon=True).start()
+    job, trials = _set_up(inbox.get())
+    while True:
+        key, trial = inbox.get()
+        answers.write(b"begin\n")
+        result = attempt(job, trial)
+        try:
+            write_atomic(trials / f"{key}.json", result.to_json())
+        except OSError as error:
+            answers.write(f"stop cannot write {trials / key}.json: {error}\n".encode())
+        else:
+            answers.write(b"done\n")
+
+
+def attempt(job: Job, trial: Trial) -> Result:
+    """What the job returns; an exception out of it becomes a failed result, its traceback goes to the log.
+
+    >>> attempt(lambda trial: Result(trial), Trial("batch", 8, 0.1, seed=0)).status
+    'ok'
+    >>> attempt(lambda trial: None, Trial("batch", 8, 0.1, seed=0)).reason
+    'TypeError: the job must return a Result, got NoneType'
+    """
+    try:
+        result = job(trial)
+        if not isinstance(result, Result):
+            raise TypeError(f"the job must return a Result, got {type(result).__name__}")
+        if result.trial != trial:
+            raise ValueError(f"the job must return the result of {trial}, got that of {result.trial}")
+        result.to_json()
+        return result
+    except BaseException as error:  # `sys.exit` in the user's code ends the trial, not the worker
+        print(f"normwise: {trial} failed", file=sys.stderr)
+        traceback.print_exc()
+        return Result(trial, "failed", f"{type(error).__name__}: {error}"[:1000])
+
+
+def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Takes the two pipes away from the user's code: it reads nothing, and prints to the log."""
+    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, TextIOWrapper)
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    faulthandler.enable()
+    return orders, answers
+
+
+def _die_with_driver() -> None:
+    """Asks Linux to kill this process with its driver, for code that lets no other thread run."""
+    if sys.platform == "linux":
+        parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+
+
+def _listen(orders: BinaryIO, inbox: SimpleQueue[Any]) -> None:
+    """Passes the orders on; when they end, so does the process, in the middle of a trial too."""
+    try:
+        while True:
+            inbox.put(pickle.load(orders))
+    except EOFError:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    _leave()
+
+
+def _leave() -> NoReturn:
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)  # what the user's code started goes with it
+    os._exit(1)
+
+
+def _set_up(setup: dict[str, Any]) -> tuple[Job, Path]:
+    """Makes importable what the driver could import, and only then unpickles the job."""
+    sys.path[:] = setup["path"]
+    if setup["pythonpath"] is None:
+        os.environ.pop("PYTHONPATH", None)
+    else:
+        os.environ["PYTHONPATH"] = setup["pythonpath"]
+    try:
+        job = pickle.loads(setup["job"])
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # a thread that the import left behind would keep the process alive
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    return job, Path(setup["trials"])
+
+
+if __name__ == "__main__":
+    main()

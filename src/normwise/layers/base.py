@@ -1,0 +1,134 @@
+"""What all plane norms share: constructor, input checks, and one node for FX."""
+
+from functools import cache
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import Tensor, fx, nn
+
+from normwise import ops
+from normwise.layers.running import Running
+from normwise.table import align
+
+
+class Plane(Running):
+    """The forward of a norm with PyTorch's attributes: checks, then `normalize(x, mask)` of the subclass."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return leaf(self, x, mask)
+        self.check(x, mask)
+        return self.normalize(x, mask)
+
+    def check(self, x: Tensor, mask: Tensor | None) -> None:
+        self._check_input_dim(x)
+        check_input(self, x, self.num_features, mask)
+
+    def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class PlaneNorm(Plane):
+    """Base of the norms for (N, C, *spatial) of any rank; `forward(x, mask=None)`.
+
+    `weight` and `bias` have length C. Where `mask` (bool, broadcastable to (N, *spatial)) is False
+    the output is 0 and the input has no influence. `track_running_stats=None` is the norm's own habit.
+    """
+
+    tracks = True
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        bias: bool = True,
+        track_running_stats: bool | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if num_features < 1:
+            raise ValueError(f"{type(self).__name__}: num_features must be at least 1, got {num_features}.")
+        track = self.tracks if track_running_stats is None else track_running_stats
+        super().__init__(num_features, eps, momentum, affine, track, device, dtype, bias=bias)
+        for name, start in self.starts().items():
+            self.register_parameter(name, nn.Parameter(start.to(device, dtype)))
+
+    def starts(self) -> dict[str, Tensor]:
+        """The values that parameters beyond weight and bias start from."""
+        return {}
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for name, start in self.starts().items():
+            if name in self._parameters:
+                self.get_parameter(name).data.copy_(start)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(
+                f"{type(self).__name__}: x must have shape (N, C, *spatial), got {tuple(input.shape)}; "
+                "add the batch axis N."
+            )
+
+
+class TableNorm(PlaneNorm):
+    """Base of the norms that are a rule on the table of moments: a subclass gives `rule` and `tensors`."""
+
+    def rule(self) -> ops.Rule:
+        raise NotImplementedError
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias
+
+    def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.remembered()[0] is None:
+            check_batch(self, x, mask)
+        return ops.normalize(x, self.rule(), self.tensors(), mask=mask, observe=self.observe)
+
+
+def leaf(module: nn.Module, x: Any, mask: Any = None) -> Any:
+    """Records the module as one node: FX sees a norm, not its arithmetic."""
+    args = (x,) if mask is None else (x, mask)
+    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), args, {})
+
+
+def check_input(module: nn.Module, x: Tensor, num_features: int, mask: Tensor | None) -> None:
+    """Channels on axis 1, floating point, a mask that fits."""
+    name = type(module).__name__
+    if x.shape[1] != num_features:
+        raise ValueError(
+            f"{name}: x must have {num_features} channels on axis 1, got shape {tuple(x.shape)}; "
+            f"build it with num_features={x.shape[1]} or move the channel axis to 1."
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: x must be floating point, got {x.dtype}; call x.float() first.")
+    if mask is not None:
+        align(mask, x)
+
+
+def check_batch(module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
+    """Batch statistics need more than one value per channel, and say nothing from two."""
+    if torch.compiler.is_compiling():
+        return
+    values = x.numel() // x.shape[1] if mask is None else int(align(mask, x).sum())
+    if values == 1:
+        raise ValueError(
+            f"{type(module).__name__}: batch statistics need at least 2 values per channel (N*H*W), got 1 "
+            f"(input shape {tuple(x.shape)}); use a larger batch, drop the last one, call eval(), or take "
+            "a norm that does not pool over the batch, such as group."
+        )
+    if values == 2:
+        _warn_two(type(module).__name__)
+
+
+@cache
+def _warn_two(name: str) -> None:
+    warn(
+        f"{name}: with 2 values per channel every output is +-1 whatever the data; "
+        "use a larger batch, or a norm that does not pool over the batch, such as group.",
+        stacklevel=2,
+    )

@@ -1,0 +1,118 @@
+"""Blends of pools: batch-instance (two results by a gate) and switchable (three pools by weights)."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normwise import ops
+from normwise.layers.base import TableNorm
+from normwise.layers.batch import batch_pool
+from normwise.ops import Affine, standardize
+from normwise.table import Moments
+
+
+class BatchInstanceNorm(TableNorm):
+    """Blends batch and instance norm by a learned gate per channel: how much style to keep.
+
+    `y = (gate * batch(x) + (1 - gate) * instance(x)) * weight + bias` (Nam and Kim, 2018). The gate
+    starts at 1, batch norm, and acts as clamped to [0, 1]. Beyond the border only gradients that lead
+    back count, so that it neither wanders off nor gets stuck.
+
+    >>> x, norm = torch.randn(4, 3, 8, 8), BatchInstanceNorm(3)
+    >>> bool(torch.allclose(norm(x), torch.nn.functional.batch_norm(x, None, None, training=True), atol=1e-5))
+    True
+    """
+
+    gate: nn.Parameter
+
+    def starts(self) -> dict[str, Tensor]:
+        return {"gate": torch.ones(self.num_features)}
+
+    def rule(self) -> ops.Rule:
+        return partial(_batch_instance, eps=self.eps)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return box(self.gate), self.weight, self.bias, *self.remembered()
+
+
+class SwitchableNorm(TableNorm):
+    """Learns how much of instance, layer and batch statistics to take, in this order.
+
+    `mean` and `var` are blended with one softmax each of three weights, which start at equal thirds:
+    `y = (x - mean) / sqrt(var + eps) * weight + bias` (Luo et al., 2019).
+
+    >>> norm = SwitchableNorm(3)
+    >>> norm(torch.randn(4, 3, 8, 8)).shape, norm.mean_weight.softmax(0).detach()
+    (torch.Size([4, 3, 8, 8]), tensor([0.3333, 0.3333, 0.3333]))
+    """
+
+    mean_weight: nn.Parameter
+    var_weight: nn.Parameter
+
+    def starts(self) -> dict[str, Tensor]:
+        return {"mean_weight": torch.ones(3), "var_weight": torch.ones(3)}
+
+    def rule(self) -> ops.Rule:
+        return partial(_switchable, eps=self.eps)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.mean_weight, self.var_weight, self.weight, self.bias, *self.remembered()
+
+
+def box(gate: Tensor) -> Tensor:
+    """Clamps to [0, 1]; the gradient passes inside and, from outside, where descent leads back.
+
+    >>> gate = torch.tensor([0.5, 1.2, 1.2], requires_grad=True)
+    >>> box(gate).backward(torch.tensor([1.0, 1.0, -1.0]))
+    >>> gate.grad
+    tensor([1., 1., 0.])
+    """
+    if ops.tracing():  # a sign-dependent gradient needs a node of its own; here it passes everywhere
+        return gate + (gate.clamp(0, 1) - gate).detach()
+    return _Box.apply(gate)
+
+
+class _Box(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(gate)
+        return gate.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate,), (g,) = ctx.saved_tensors, grads
+        return g.masked_fill(((gate < 0) & (g > 0)) | ((gate > 1) & (g < 0)), 0)
+
+
+def _batch_instance(
+    table: Moments,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    *,
+    eps: float,
+) -> Affine:
+    batch = standardize(batch_pool(table, mean, var), eps)
+    return batch.blend(standardize(table, eps), gate).learned(weight, bias)
+
+
+def _switchable(
+    table: Moments,
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    *,
+    eps: float,
+) -> Affine:
+    pools = table, table.pool(1), batch_pool(table, mean, var)
+    (i, j, k), (u, v, w) = mean_weight.softmax(0), var_weight.softmax(0)
+    center = i * pools[0].mean + j * pools[1].mean + k * pools[2].mean
+    spread = u * pools[0].var + v * pools[1].var + w * pools[2].var
+    return standardize(Moments(center, spread, table.count), eps).learned(weight, bias)

@@ -1,0 +1,125 @@
+"""NORMS: the one list that command line, docs, conformance suite and benchmark follow."""
+
+from torch import nn
+
+from normwise.layers.batch import BatchNorm
+from normwise.layers.blend import BatchInstanceNorm, SwitchableNorm
+from normwise.layers.entry import NormEntry
+from normwise.layers.groups import group, layer
+from normwise.layers.position import layer_token, rms_token
+from normwise.layers.within import ChannelAffine, GroupNorm, InstanceNorm
+
+_ENTRIES = (
+    NormEntry(
+        name="none",
+        cls=ChannelAffine,
+        make=ChannelAffine,
+        summary="no normalization: a learned weight and bias per channel",
+        formula="y = x * weight + bias",
+        pools="nothing",
+        when="as the control arm: what does normalization buy at all?",
+        when_not="deep plain networks without careful initialization",
+    ),
+    NormEntry(
+        name="batch",
+        cls=BatchNorm,
+        make=BatchNorm,
+        axes=("N,HW",),
+        summary="standardizes each channel over the batch; remembers the statistics for evaluation",
+        formula="y = (x - mean_c) / sqrt(var_c + eps) * weight + bias",
+        pools="instances and positions, each channel by itself",
+        when="many values per statistic (N*H*W); fast inference: it folds into the convolution before it",
+        when_not="few values per statistic, batches that are no random draw, accumulated gradients",
+        paper="Ioffe and Szegedy, 2015, arXiv:1502.03167",
+    ),
+    NormEntry(
+        name="instance",
+        cls=InstanceNorm,
+        make=InstanceNorm,
+        axes=("HW",),
+        summary="standardizes each channel of each instance by itself",
+        formula="y = (x - mean_nc) / sqrt(var_nc + eps) * weight + bias",
+        pools="positions, each instance and channel by itself",
+        when="contrast and style should not matter; an output must not depend on its neighbours",
+        when_not="planes of few values (1x1 to 2x2), directly before global pooling, style that is the label",
+        paper="Ulyanov, Vedaldi and Lempitsky, 2016, arXiv:1607.08022",
+    ),
+    NormEntry(
+        name="group",
+        cls=GroupNorm,
+        make=group,
+        axes=("C/g,HW",),
+        summary="standardizes groups of channels of each instance",
+        formula="y = (x - mean_ng) / sqrt(var_ng + eps) * weight + bias",
+        pools="positions and the channels of a group, each instance by itself",
+        when="small batches: the result does not depend on the batch",
+        when_not="inference must fold into the convolution",
+        paper="Wu and He, 2018, arXiv:1803.08494",
+        options={"groups": int, "size": int},
+        option="groups (default: the largest divisor up to 8), or size=channels per group",
+    ),
+    NormEntry(
+        name="layer",
+        cls=GroupNorm,
+        make=layer,
+        axes=("C,HW",),
+        summary="standardizes all channels of each instance together (group:1)",
+        formula="y = (x - mean_n) / sqrt(var_n + eps) * weight + bias",
+        pools="positions and channels, each instance by itself",
+        when="small batches, and the channels are of one kind",
+        when_not="channels of different scale must stay comparable",
+        paper="Ba, Kiros and Hinton, 2016, arXiv:1607.06450",
+    ),
+    NormEntry(
+        name="batch-instance",
+        cls=BatchInstanceNorm,
+        make=BatchInstanceNorm,
+        axes=("N,HW", "HW"),
+        summary="blends batch and instance norm by a learned gate per channel, which starts at batch",
+        formula="y = (gate * batch(x) + (1 - gate) * instance(x)) * weight + bias",
+        pools="as batch and as instance",
+        when="some channels carry style that helps, others style that disturbs",
+        when_not="inference must fold into the convolution; few values per statistic",
+        paper="Nam and Kim, 2018, arXiv:1805.07925",
+    ),
+    NormEntry(
+        name="switchable",
+        cls=SwitchableNorm,
+        make=SwitchableNorm,
+        axes=("HW", "C,HW", "N,HW"),
+        summary="learns how much of instance, layer and batch statistics to take, starting at equal thirds",
+        formula="y = (x - sum w_k mean_k) / sqrt(sum v_k var_k + eps) * weight + bias",
+        pools="as instance, layer and batch",
+        when="one network must serve several batch sizes",
+        when_not="inference must fold into the convolution",
+        paper="Luo et al., 2019, arXiv:1806.10779",
+    ),
+    NormEntry(
+        name="layer-token",
+        cls=nn.LayerNorm,
+        make=layer_token,
+        axes=("F",),
+        summary="standardizes the features of each token (PyTorch's LayerNorm on the last axis)",
+        formula="y = (x - mean) / sqrt(var + eps) * weight + bias",
+        pools="features, each position by itself",
+        when="transformers and recurrent networks",
+        when_not="channels are on axis 1: that is layer or group",
+        paper="Ba, Kiros and Hinton, 2016, arXiv:1607.06450",
+        kind="position",
+    ),
+    NormEntry(
+        name="rms-token",
+        cls=nn.RMSNorm,
+        make=rms_token,
+        axes=("F",),
+        summary="divides the features of each token by their root mean square",
+        formula="y = x / sqrt(mean(x^2) + eps) * weight",
+        pools="features, each position by itself",
+        when="transformers: cheaper than layer-token",
+        when_not="the mean of the features must be removed",
+        paper="Zhang and Sennrich, 2019, arXiv:1910.07467",
+        kind="position",
+    ),
+)
+
+NORMS: dict[str, NormEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -1,0 +1,201 @@
+"""Applies a rule on the table of moments to an activation: one autograd node, and its plain reference."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from normwise.table import Moments, align, moments, plane_sum, planes, wide
+
+
+class Affine(NamedTuple):
+    """One center, scale and shift per plane: `y = (x - center) * scale + shift`.
+
+    Each broadcasts to (N, C). The center is apart so that no digits are lost where |mean| >> std.
+    """
+
+    center: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def learned(self, weight: Tensor | None, bias: Tensor | None) -> "Affine":
+        """Follows with a learned weight and bias per channel."""
+        center, scale, shift = self
+        if weight is not None:
+            scale, shift = scale * weight, shift * weight
+        return Affine(center, scale, shift if bias is None else shift + bias)
+
+    def blend(self, other: "Affine", gate: Tensor) -> "Affine":
+        """Mixes two results: `gate * self + (1 - gate) * other`."""
+        rest = 1 - gate
+        moved = (other.center - self.center) * self.scale + self.shift
+        scale = gate * self.scale + rest * other.scale
+        return Affine(other.center, scale, gate * moved + rest * other.shift)
+
+
+Rule = Callable[..., Affine]
+Observe = Callable[[Moments], None]
+
+
+def standardize(pooled: Moments, eps: float) -> Affine:
+    """Subtracts the mean and divides by the deviation, `sqrt(var + eps)`."""
+    return Affine(pooled.mean, (pooled.var + eps).rsqrt(), torch.zeros_like(pooled.mean))
+
+
+def normalize(
+    x: Tensor,
+    rule: Rule,
+    tensors: Sequence[Tensor | None] = (),
+    *,
+    mask: Tensor | None = None,
+    observe: Observe | None = None,
+) -> Tensor:
+    """Scales and shifts every plane of x as `rule(table, *tensors)` says.
+
+    The rule is a pure function from the table of moments and all tensors it learns to an `Affine`.
+    Where `mask` is False the output is 0 and the input has no influence. `observe` is called once,
+    with the detached table: so a norm remembers.
+
+    >>> x = torch.randn(2, 3, 4, 4)
+    >>> y = normalize(x, lambda table: standardize(table, eps=1e-5))
+    >>> bool(torch.allclose(y, torch.nn.functional.instance_norm(x), atol=1e-5))
+    True
+    """
+    if _plain(x, tensors):
+        return _Normalize.apply(x, mask, rule, observe, *tensors)
+    return reference(x, rule, tensors, mask=mask, observe=observe)
+
+
+def reference(
+    x: Tensor,
+    rule: Rule,
+    tensors: Sequence[Tensor | None] = (),
+    *,
+    mask: Tensor | None = None,
+    observe: Observe | None = None,
+) -> Tensor:
+    """What `normalize` computes, in ordinary differentiable operations."""
+    table = moments(x, mask)
+    if observe is not None:
+        observe(_detached(table))
+    return _apply(x, rule(table, *tensors), mask)
+
+
+def backend() -> str:
+    """Says which kernels are in use: "reference" is plain PyTorch.
+
+    >>> backend()
+    'reference'
+    """
+    return "reference"
+
+
+def tracing() -> bool:
+    """True where only ordinary operations are understood: compilers, tracers, functorch, forward mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+class _Normalize(torch.autograd.Function):
+    """The one node. It keeps x and a small graph from the table to the affine, of (N, C) tensors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mask: Tensor | None, rule: Rule, observe: Observe | None, *tensors: Any
+    ) -> Tensor:
+        table = moments(x, mask)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
+            # outer hooks (checkpointing, offloading) must not see the small graph: they count what is saved
+            need_x, *needs = ctx.needs_input_grad[0:1] + ctx.needs_input_grad[4:]
+            table = Moments(_leaf(table.mean, need_x), _leaf(table.var, need_x), table.count)
+            leaves = [_leaf(t, need) for t, need in zip(tensors, needs, strict=True)]
+            affine = Affine(*(value.expand_as(table.mean) for value in rule(table, *leaves)))
+        ctx.save_for_backward(x, mask, *tensors)
+        ctx.rule, ctx.table, ctx.leaves, ctx.affine = rule, table, leaves, affine
+        if observe is not None:
+            observe(_detached(table))
+        return _apply(x, Affine(*(value.detach() for value in affine)), mask)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # true exactly under create_graph: second derivatives are wanted
+            dx, *rest = _reference_grads(grads[0], x, mask, tensors, ctx)
+        else:
+            dx, *rest = _grads(grads[0], x, mask, ctx)
+        return dx, None, None, None, *rest
+
+
+def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor | None]:
+    """reduce_grad, the small graph backwards, apply_grad."""
+    table: Moments = ctx.table
+    center, scale = (value.detach() for value in ctx.affine[:2])
+    g, wide_x = _fill(g.to(scale.dtype), mask), _fill(x.to(scale.dtype), mask)
+    sum_g, sum_gx = plane_sum(g), plane_sum(g * (wide_x - planes(center, x)))
+    wanted = [table.mean, table.var, *ctx.leaves]
+    dmean, dvar, *rest = _backward(ctx.affine, (-scale * sum_g, sum_gx, sum_g), wanted)
+    if not ctx.needs_input_grad[0]:
+        return [None, *rest]
+    dx = planes(scale, x) * g
+    count = table.count.clamp(min=1) if isinstance(table.count, Tensor) else table.count
+    if dvar is not None:
+        dx = dx + planes(2 * dvar / count, x) * (wide_x - planes(table.mean.detach(), x))
+    if dmean is not None:
+        dx = dx + planes(dmean / count, x)
+    return [_fill(dx, mask).to(x.dtype), *rest]
+
+
+def _reference_grads(
+    g: Tensor, x: Tensor, mask: Tensor | None, tensors: Sequence[Any], ctx: Any
+) -> list[Tensor | None]:
+    # views, so that a tensor computed from x is not followed back into x
+    x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
+    return _backward((reference(x, ctx.rule, tensors, mask=mask),), (g,), [x, *tensors], create_graph=True)
+
+
+def _backward(
+    outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Any], **how: bool
+) -> list[Tensor | None]:
+    """torch.autograd.grad that leaves None for what needs no gradient."""
+    pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if y.requires_grad]
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    if not pairs or not wanted:
+        return [None for _ in inputs]
+    outputs, grads = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, grads, retain_graph=True, allow_unused=True, **how))
+    return [next(found) if t is not None and t.requires_grad else None for t in inputs]
+
+
+def _apply(x: Tensor, affine: Affine, mask: Tensor | None) -> Tensor:
+    center, scale, shift = (planes(value.expand(x.shape[:2]), x) for value in affine)
+    y = (_fill(x.to(wide(x.dtype)), mask) - center) * scale + shift
+    return _fill(y, mask).to(x.dtype)
+
+
+def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x.masked_fill(~align(mask, x), 0)
+
+
+def _plain(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+    if not torch.is_grad_enabled() or tracing():
+        return False
+    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in (x, *tensors))
+
+
+def _leaf(t: Any, need: bool) -> Any:
+    return None if t is None else t.detach().requires_grad_(need)
+
+
+def _detached(table: Moments) -> Moments:
+    return Moments(table.mean.detach(), table.var.detach(), table.count)
+
+
+def _same(t: Tensor) -> Tensor:
+    return t

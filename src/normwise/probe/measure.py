@@ -1,0 +1,52 @@
+"""Numbers about a network's norms, from records: pure arithmetic."""
+
+import math
+from collections.abc import Sequence
+
+from normwise.layers import NORMS
+from normwise.probe.record import Record
+
+BYTES_PER_NUMBER = 4
+
+
+def values_per_statistic(record: Record) -> int:
+    """How many values stand behind the smallest statistic of a norm: what decides whether its statistics hurt.
+
+    Batch norm N*H*W, instance norm H*W, group norm C/g*H*W; a blend counts its smallest pool; 0 where
+    nothing is pooled.
+    """
+    pools = NORMS[record.state.spec.name].axes
+    return min((math.prod(_extent(axis, record) for axis in pool.split(",")) for pool in pools), default=0)
+
+
+def _extent(axis: str, record: Record) -> int:
+    """How many values one pooled axis holds: N, C, C/g (a group's channels), HW (positions) or F (features)."""
+    n, c, *spatial = record.shape
+    if axis == "C/g":
+        return c // dict(record.state.spec.options)["groups"]
+    return {"N": n, "C": c, "HW": math.prod(spatial), "F": record.shape[-1]}[axis]
+
+
+def norm_cost(record: Record) -> int:
+    """Bytes moved plus operations of a norm at inference: two passes where it measures, one where it remembers.
+
+    Reading and writing cost 4 bytes a value, standardizing 2 operations, statistics a read and 3 operations.
+    """
+    remembers = bool(record.state.track_running_stats) and record.state.spec.name == "batch"
+    measures = bool(NORMS[record.state.spec.name].axes) and not remembers
+    pools = len(NORMS[record.state.spec.name].axes) if measures else 0
+    values = math.prod(record.shape)
+    return values * (2 * BYTES_PER_NUMBER + 2 + measures * BYTES_PER_NUMBER + 3 * pools)
+
+
+def gradient_growth(records: Sequence[Record]) -> float | None:
+    """By what factor the squared gradient grows per norm layer, from the last to the first (1 = stable).
+
+    The slope of log(sum of squares) over depth by least squares; None for fewer than two layers.
+    """
+    logs = [math.log(r.squared_gradient) for r in records if r.squared_gradient]
+    if len(logs) < 2:
+        return None
+    middle, mean = (len(logs) - 1) / 2, sum(logs) / len(logs)
+    slope = sum((depth - middle) * (y - mean) for depth, y in enumerate(logs))
+    return math.exp(-slope / sum((depth - middle) ** 2 for depth in range(len(logs))))

@@ -1,0 +1,168 @@
+"""What a model is made of, kept so that it can be put back: the same objects, not copies."""
+
+import random
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+class _Record(NamedTuple):
+    module: nn.Module
+    kind: type[nn.Module]
+    attributes: dict[str, Any]
+    containers: list[tuple[Any, Any]]  # a dict, list or set held by the module, and a copy of it
+
+
+class Snapshot:
+    """Every module's class, attributes, tensors (buffers by value too) and hooks; the optimizer's groups.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    >>> before, norm = Snapshot(model), model[1]
+    >>> model[1] = nn.Identity()
+    >>> before.restore()
+    >>> model[1] is norm
+    True
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self._records = [_record(module) for module in model.modules()]
+        self._values = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_value(buffer)]
+        self._optimizer = optimizer
+        groups = optimizer.param_groups if optimizer is not None else []
+        self._groups = [
+            (group, list(group["params"]), list(group.get("param_names", ()))) for group in groups
+        ]
+        self._state = dict(optimizer.state) if optimizer is not None else {}
+
+    def restore(self) -> None:
+        """Puts everything back, whatever happened since."""
+        for module, kind, attributes, containers in self._records:
+            if module.__class__ is not kind:
+                module.__class__ = kind
+            _refill(vars(module), attributes)
+            for container, copy in containers:
+                _refill(container, copy)
+        for buffer, value in self._values:
+            _write(buffer, value)
+        self._restore_groups()
+        if self._optimizer is not None:
+            _refill(self._optimizer.state, self._state)
+
+    def undo(self) -> Callable[[], None]:
+        """A function that later takes back what differs now, and nothing that changes after now."""
+        steps = [step for record in self._records for step in _differences(record)]
+        values = [(buffer, value) for buffer, value in self._values if not torch.equal(buffer, value)]
+        state = self._optimizer.state if self._optimizer is not None else {}
+        lost = {parameter: kept for parameter, kept in self._state.items() if parameter not in state}
+
+        def run() -> None:
+            for step in steps:
+                step()
+            for buffer, value in values:
+                _write(buffer, value)
+            self._restore_groups()
+            if self._optimizer is not None:
+                state.update(lost)
+                known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+                for parameter in [p for p in state if id(p) not in known]:
+                    del state[parameter]
+
+        return run
+
+    def _restore_groups(self) -> None:
+        for group, parameters, names in self._groups:
+            group["params"][:] = parameters  # in place: LBFGS and schedulers hold this very list
+            if "param_names" in group:
+                group["param_names"][:] = names
+
+
+@contextmanager
+def rng_kept() -> Iterator[None]:
+    """The random generators of torch, Python and NumPy go on as if nothing had been drawn inside.
+
+    >>> state = torch.get_rng_state()
+    >>> with rng_kept():
+    ...     _ = torch.rand(3)
+    >>> torch.equal(torch.get_rng_state(), state)
+    True
+    """
+    numpy = sys.modules.get("numpy.random")
+    python_state, numpy_state = random.getstate(), numpy.get_state() if numpy else None
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy:
+            numpy.set_state(numpy_state)
+
+
+def _record(module: nn.Module) -> _Record:
+    attributes = dict(vars(module))
+    containers = [(v, v.copy()) for v in attributes.values() if isinstance(v, dict | list | set)]
+    return _Record(module, module.__class__, attributes, containers)
+
+
+def _differences(record: _Record) -> Iterator[Callable[[], None]]:
+    module, kind, attributes, containers = record
+    if module.__class__ is not kind:
+        yield lambda: setattr(module, "__class__", kind)
+    for now, before in [(vars(module), attributes), *containers]:
+        if not isinstance(now, MutableMapping):
+            if _members(now) != _members(before):
+                yield lambda now=now, before=before: _refill(now, before)
+            continue
+        put = {name: value for name, value in before.items() if name not in now or now[name] is not value}
+        drop = [name for name in now if name not in before]
+        if put or drop:
+            yield lambda now=now, put=put, drop=drop: _put_back(now, put, drop)
+
+
+def _members(container: Any) -> Any:
+    """By identity: comparing tensors by value would be slow and ambiguous."""
+    return (
+        [id(each) for each in container] if isinstance(container, list) else {id(each) for each in container}
+    )
+
+
+def _put_back(now: MutableMapping[str, Any], put: dict[str, Any], drop: list[str]) -> None:
+    """Entries return; a module that returns takes the mode of the one that stood in for it."""
+    for name, value in put.items():
+        stand_in = now.get(name)
+        if (
+            isinstance(value, nn.Module)
+            and isinstance(stand_in, nn.Module)
+            and value.training != stand_in.training
+        ):
+            value.train(stand_in.training)
+        now[name] = value
+    for name in drop:
+        now.pop(name, None)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """In place, because handles of hooks and the like point at this very container."""
+    if isinstance(container, list):
+        container[:] = content
+        return
+    if isinstance(container, dict) and list(container) == list(content):
+        container.update(content)
+        return
+    container.clear()
+    container.update(content)
+
+
+def _has_value(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and not tensor.is_meta
+
+
+def _write(tensor: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        if not torch.equal(tensor, value):  # an unneeded write would count as an in-place change for autograd
+            tensor.copy_(value)
