@@ -1,10 +1,12 @@
 // The four kernels, for planes (S values in a row) and for rows (C channels in a row: channels-last).
 // Included once per target inside that target's namespace, after vector.h.
 
-// --- activations: value at p, and gradient g behind p; kOutputTells: the sign of the output is enough ---
+// --- activations: value at p, and gradient g behind p ---
+// kOutputTells: the gradient can be told from the output; kBundle: rows that share a load of coefficients
 
 template <class A> struct None {
   static constexpr bool kOutputTells = false;
+  static constexpr int kBundle = 4;
   explicit None(const Activation&) {}
   Vec<A> operator()(Vec<A> p) const { return p; }
   Vec<A> grad(Vec<A> g, Vec<A>) const { return g; }
@@ -12,6 +14,7 @@ template <class A> struct None {
 
 template <class A> struct Clip {  // high is NaN for ReLU: no comparison with it is ever true
   static constexpr bool kOutputTells = true;
+  static constexpr int kBundle = 4;
   Vec<A> low, high;
   explicit Clip(const Activation& a) : low(splat(A(a.low))), high(splat(A(a.high))) {}
   Vec<A> operator()(Vec<A> p) const { return p < low ? low : (p > high ? high : p); }
@@ -20,6 +23,7 @@ template <class A> struct Clip {  // high is NaN for ReLU: no comparison with it
 
 template <class A> struct Leaky {
   static constexpr bool kOutputTells = true;
+  static constexpr int kBundle = 4;
   Vec<A> slope;
   explicit Leaky(const Activation& a) : slope(splat(A(a.low))) {}
   Vec<A> operator()(Vec<A> p) const { return p > 0 ? p : p * slope; }
@@ -28,6 +32,7 @@ template <class A> struct Leaky {
 
 template <class A> struct Silu {
   static constexpr bool kOutputTells = false;
+  static constexpr int kBundle = 1;
   explicit Silu(const Activation&) {}
   Vec<A> operator()(Vec<A> p) const { return p / (A(1) + exp(-p)); }
   Vec<A> grad(Vec<A> g, Vec<A> p) const {
@@ -38,6 +43,7 @@ template <class A> struct Silu {
 
 template <class A> struct Gelu {
   static constexpr bool kOutputTells = false;
+  static constexpr int kBundle = 1;
   explicit Gelu(const Activation&) {}
   static Vec<A> below(Vec<A> p) { return A(0.5) * (A(1) + erf(p * A(0.70710678118654752440))); }
   Vec<A> operator()(Vec<A> p) const { return p * below(p); }

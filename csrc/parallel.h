@@ -10,7 +10,8 @@
 namespace normwise {
 
 constexpr int64_t kGrain = 32768;      // values below which a second thread does not pay
-constexpr int64_t kCache = 384 << 10;  // bytes that stay in a core's second-level cache between two passes
+constexpr int64_t kNear = 32 << 10;       // bytes of planes normalized one after the other
+constexpr int64_t kFar = 2 << 20;         // the same across instances, where short runs cost more than cache misses
 
 struct Shape { int64_t n, c, s; bool rows; };
 struct Region { int64_t n0, n1, c0, c1; };  // instances and channels that can be normalized by themselves
@@ -177,7 +178,7 @@ void by_regions(const Whole<T>& whole, const Pool& pool, int64_t streams, F f, G
   const Shape& shape = whole.shape;
   const int64_t instances = pool.batch ? shape.n : 1, unit = pool.channels(shape);
   const int64_t bytes = std::max<int64_t>(1, streams * instances * unit * shape.s * int64_t(sizeof(T)));
-  const int64_t width = shape.rows ? shape.c : unit * std::max<int64_t>(1, kCache / bytes);
+  const int64_t width = shape.rows ? shape.c : unit * std::max<int64_t>(1, (pool.batch ? kFar : kNear) / bytes);
   const int64_t across = (shape.c + width - 1) / width, count = shape.n / instances * across;
   const int64_t threads = torch::stable::get_num_threads(), turns = (count + threads - 1) / threads;
   const bool balanced = turns * threads * 4 <= count * 5;

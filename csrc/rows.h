@@ -1,20 +1,31 @@
 // The four kernels for rows (C channels side by side: channels-last). Included like kernels.h, after it.
 
-// Four rows share each load of the coefficients and each update of the sums.
-template <class F> inline void in_bundles(int64_t begin, int64_t end, F f) {
+// A bundle of rows shares each load of the coefficients and each update of the sums.
+template <int size, class F> inline void in_bundles(int64_t begin, int64_t end, F f) {
   int64_t s = begin;
-  for (; s + 4 <= end; s += 4) f(s, std::integral_constant<int, 4>{});
+  if constexpr (size > 1)
+    for (; s + size <= end; s += size) f(s, std::integral_constant<int, size>{});
   for (; s < end; ++s) f(s, std::integral_constant<int, 1>{});
 }
+
+// Pointers to the rows of a bundle, worked out before the loop over channels.
+template <int size, class T> struct Bundle {
+  T* row[size];
+  Bundle(const Grid<T>& grid, int64_t n, int64_t c, int64_t s) {
+    for (int r = 0; r < size; ++r) row[r] = grid.at(n, c, s + r);
+  }
+};
 
 // shift = mean of the first rows, where finite; see guess_mean
 template <class T> inline void guess_means(const Grid<const T>& x, int64_t n, int64_t c0, int64_t width,
                                            int64_t s0, int64_t rows, Acc<T>* shift) {
   using A = Acc<T>;
   const A share = A(1) / rows;
+  const int64_t step = x.by.s;
+  const T* first = x.at(n, c0, s0);
   sweep<A>(width, [&](int64_t c, auto lanes) {
     Vec<A> sum = {};
-    for (int64_t s = s0; s < s0 + rows; ++s) sum += load(x.at(n, c0 + c, s), lanes);
+    for (int64_t s = 0; s < rows; ++s) sum += load(first + s * step + c, lanes);
     sum *= share;
     store(shift + c, sum - sum == 0 ? sum : Vec<A>{}, lanes);
   });
@@ -22,7 +33,7 @@ template <class T> inline void guess_means(const Grid<const T>& x, int64_t n, in
 
 template <class T> void row_moments(const Job<T>& job, const Tile& t, double* mean, double* deviations) {
   using A = Acc<T>;
-  A shift[kStrip], sums[kStrip], squares[kStrip];
+  alignas(64) A shift[kStrip], sums[kStrip], squares[kStrip];
   in_runs(t.c0, t.c1, kStrip, [&](int64_t c0, int64_t width) {
     double *m = mean + (c0 - t.c0), *d = deviations + (c0 - t.c0);
     std::fill_n(m, width, 0.0), std::fill_n(d, width, 0.0);
@@ -30,21 +41,23 @@ template <class T> void row_moments(const Job<T>& job, const Tile& t, double* me
       // a power of two, so that a constant channel has its value as the mean exactly
       guess_means(job.x, t.n, c0, width, s0, rows >= 64 ? 8 : 1, shift);
       std::fill_n(sums, width, A(0)), std::fill_n(squares, width, A(0));
-      in_bundles(s0, s0 + rows, [&](int64_t s, auto bundle) {
+      in_bundles<8>(s0, s0 + rows, [&](int64_t s, auto size) {
+        const Bundle<size, const T> x(job.x, t.n, c0, s);
         sweep<A>(width, [&](int64_t c, auto lanes) {
           const Vec<A> k = load(shift + c, lanes);
           Vec<A> sum = load(sums + c, lanes), square = load(squares + c, lanes);
-          for (int r = 0; r < bundle; ++r) {
-            const Vec<A> v = load(job.x.at(t.n, c0 + c, s + r), lanes) - k;
+          for (int r = 0; r < size; ++r) {
+            const Vec<A> v = load(x.row[r] + c, lanes) - k;
             sum += v;
             square += v * v;
           }
           store(sums + c, sum, lanes), store(squares + c, square, lanes);
         });
       });
+      const double inverse = 1.0 / rows;
       for (int64_t c = 0; c < width; ++c) {
-        const double v = double(squares[c]) - double(sums[c]) * sums[c] / rows;
-        merge(m[c], d[c], s0 - t.s0, shift[c] + double(sums[c]) / rows, v < 0 ? 0 : v, rows);
+        const double v = double(squares[c]) - double(sums[c]) * sums[c] * inverse;
+        merge(m[c], d[c], s0 - t.s0, shift[c] + double(sums[c]) * inverse, v < 0 ? 0 : v, rows);
       }
     });
   });
@@ -54,16 +67,17 @@ template <class T, template <class> class F, bool has_extra>
 void row_scale_shift(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   const F<A> act(job.act);
-  const A* center = job.table.center + t.n * job.table.row + t.c0;
-  const A* scale = job.table.scale + t.n * job.table.row + t.c0;
-  const A* shift = job.table.shift + t.n * job.table.row + t.c0;
-  in_bundles(t.s0, t.s1, [&](int64_t s, auto bundle) {
-    sweep<A>(t.c1 - t.c0, [&](int64_t c, auto lanes) {
+  const int64_t i = t.n * job.table.row + t.c0, width = t.c1 - t.c0;
+  const A *center = job.table.center + i, *scale = job.table.scale + i, *shift = job.table.shift + i;
+  in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
+    const Bundle<size, const T> x(job.x, t.n, t.c0, s), extra(job.extra, t.n, t.c0, s);
+    const Bundle<size, T> out(job.out, t.n, t.c0, s);
+    sweep<A>(width, [&](int64_t c, auto lanes) {
       const Vec<A> m = load(center + c, lanes), a = load(scale + c, lanes), b = load(shift + c, lanes);
-      for (int r = 0; r < bundle; ++r) {
-        Vec<A> p = (load(job.x.at(t.n, t.c0 + c, s + r), lanes) - m) * a + b;
-        if constexpr (has_extra) p += load(job.extra.at(t.n, t.c0 + c, s + r), lanes);
-        store(job.out.at(t.n, t.c0 + c, s + r), act(p), lanes);
+      for (int r = 0; r < size; ++r) {
+        Vec<A> p = (load(x.row[r] + c, lanes) - m) * a + b;
+        if constexpr (has_extra) p += load(extra.row[r] + c, lanes);
+        store(out.row[r] + c, act(p), lanes);
       }
     });
   });
@@ -74,21 +88,23 @@ void row_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* pro
   using A = Acc<T>;
   using G = Gate<A, F, has_extra>;
   const G gate{F<A>(job.act)};
-  A sum_g[kStrip], sum_gx[kStrip];
+  alignas(64) A sum_g[kStrip], sum_gx[kStrip];
   in_runs(t.c0, t.c1, kStrip, [&](int64_t c0, int64_t width) {
     const int64_t i = t.n * job.table.row + c0;
+    const A *centers = job.table.center + i, *scales = job.table.scale + i, *shifts = job.table.shift + i;
     in_runs(t.s0, t.s1, kRows, [&](int64_t s0, int64_t rows) {
       std::fill_n(sum_g, width, A(0)), std::fill_n(sum_gx, width, A(0));
-      in_bundles(s0, s0 + rows, [&](int64_t s, auto bundle) {
+      in_bundles<F<A>::kBundle>(s0, s0 + rows, [&](int64_t s, auto size) {
+        const Bundle<size, const T> g(job.g, t.n, c0, s), x(job.x, t.n, c0, s), extra(job.extra, t.n, c0, s);
         sweep<A>(width, [&](int64_t c, auto lanes) {
-          const Vec<A> center = load(job.table.center + i + c, lanes);
-          const Vec<A> scale = G::kNeedsSum ? load(job.table.scale + i + c, lanes) : Vec<A>{};
-          const Vec<A> shift = G::kNeedsSum ? load(job.table.shift + i + c, lanes) : Vec<A>{};
+          const Vec<A> center = load(centers + c, lanes);
+          const Vec<A> scale = G::kNeedsSum ? load(scales + c, lanes) : Vec<A>{};
+          const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
           Vec<A> sum = load(sum_g + c, lanes), product = load(sum_gx + c, lanes);
-          for (int r = 0; r < bundle; ++r) {
-            const Vec<A> d = load(job.x.at(t.n, c0 + c, s + r), lanes) - center;
-            const Vec<A> e = has_extra ? load(job.extra.at(t.n, c0 + c, s + r), lanes) : Vec<A>{};
-            const Vec<A> v = gate(load(job.g.at(t.n, c0 + c, s + r), lanes), d, scale, shift, e);
+          for (int r = 0; r < size; ++r) {
+            const Vec<A> d = load(x.row[r] + c, lanes) - center;
+            const Vec<A> e = has_extra ? load(extra.row[r] + c, lanes) : Vec<A>{};
+            const Vec<A> v = gate(load(g.row[r] + c, lanes), d, scale, shift, e);
             sum += v;
             product += v * d;
           }
@@ -108,19 +124,22 @@ void row_apply_grad(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   using G = Gate<A, F, has_extra>;
   const G gate{F<A>(job.act)};
-  const int64_t i = t.n * job.table.row + t.c0;
-  in_bundles(t.s0, t.s1, [&](int64_t s, auto bundle) {
-    sweep<A>(t.c1 - t.c0, [&](int64_t c, auto lanes) {
-      const Vec<A> center = load(job.table.center + i + c, lanes), scale = load(job.table.scale + i + c, lanes);
-      const Vec<A> shift = G::kNeedsSum ? load(job.table.shift + i + c, lanes) : Vec<A>{};
-      const Vec<A> slope = load(job.table.slope + i + c, lanes);
-      const Vec<A> offset = load(job.table.offset + i + c, lanes);
-      for (int r = 0; r < bundle; ++r) {
-        const Vec<A> d = load(job.x.at(t.n, t.c0 + c, s + r), lanes) - center;
-        const Vec<A> e = has_extra ? load(job.extra.at(t.n, t.c0 + c, s + r), lanes) : Vec<A>{};
-        const Vec<A> v = gate(load(job.g.at(t.n, t.c0 + c, s + r), lanes), d, scale, shift, e);
-        if constexpr (has_extra) store(job.extra_grad.at(t.n, t.c0 + c, s + r), v, lanes);
-        store(job.out.at(t.n, t.c0 + c, s + r), v * scale + (d * slope + offset), lanes);
+  const int64_t i = t.n * job.table.row + t.c0, width = t.c1 - t.c0;
+  const A *centers = job.table.center + i, *scales = job.table.scale + i, *shifts = job.table.shift + i;
+  const A *slopes = job.table.slope + i, *offsets = job.table.offset + i;
+  in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
+    const Bundle<size, const T> g(job.g, t.n, t.c0, s), x(job.x, t.n, t.c0, s), extra(job.extra, t.n, t.c0, s);
+    const Bundle<size, T> out(job.out, t.n, t.c0, s), extra_grad(job.extra_grad, t.n, t.c0, s);
+    sweep<A>(width, [&](int64_t c, auto lanes) {
+      const Vec<A> center = load(centers + c, lanes), scale = load(scales + c, lanes);
+      const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
+      const Vec<A> slope = load(slopes + c, lanes), offset = load(offsets + c, lanes);
+      for (int r = 0; r < size; ++r) {
+        const Vec<A> d = load(x.row[r] + c, lanes) - center;
+        const Vec<A> e = has_extra ? load(extra.row[r] + c, lanes) : Vec<A>{};
+        const Vec<A> v = gate(load(g.row[r] + c, lanes), d, scale, shift, e);
+        if constexpr (has_extra) store(extra_grad.row[r] + c, v, lanes);
+        store(out.row[r] + c, v * scale + (d * slope + offset), lanes);
       }
     });
   });

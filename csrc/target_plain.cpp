@@ -1,6 +1,7 @@
 // The kernels for what the compiler takes for granted, and the choice between the targets.
 #include "headers.h"
 
+#define VECTOR_BYTES 16
 namespace normwise {
 namespace plain {
 #include "vector.h"

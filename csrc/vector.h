@@ -1,13 +1,9 @@
 // One vector of numbers, as wide as the target's registers: load, store, convert, sum, exp, erf.
 // Included once per target inside that target's namespace, hence no include guard and no includes.
 
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
+// VECTOR_BYTES is the target's choice: 64 means AVX-512, 32 AVX2, 16 nothing in particular. (GCC 12 does not
+// define __AVX512F__ behind a target pragma.)
+constexpr int kBytes = VECTOR_BYTES;
 
 template <class A, int bytes> struct Lanes { typedef A type __attribute__((vector_size(bytes))); };
 template <class A> constexpr int kWidth = kBytes / sizeof(A);
@@ -74,9 +70,9 @@ template <class T> inline VecFor<T> convert(const Raw<T>& raw) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     return bits<Vec<float>>(__builtin_convertvector(raw, Vec<uint32_t>) << 16);
   } else if constexpr (std::is_same_v<T, Half>) {
-#if defined(__AVX512F__)
+#if VECTOR_BYTES == 64
     return bits<Vec<float>>(_mm512_cvtph_ps(bits<__m256i>(raw)));
-#elif defined(__F16C__)
+#elif VECTOR_BYTES == 32
     return bits<Vec<float>>(_mm256_cvtph_ps(bits<__m128i>(raw)));
 #else
     Vec<float> v;
@@ -100,9 +96,9 @@ template <class T> inline Raw<T> to_stored(VecFor<T> v) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     return to_bfloat16(v);
   } else if constexpr (std::is_same_v<T, Half>) {
-#if defined(__AVX512F__)
+#if VECTOR_BYTES == 64
     return bits<Raw<Half>>(_mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
+#elif VECTOR_BYTES == 32
     return bits<Raw<Half>>(_mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 #else
     Raw<Half> raw;
@@ -127,7 +123,7 @@ template <class T> inline void store(T* p, VecFor<T> v, Full = {}) {
 
 // The first n lanes; the others are read as zero and not written.
 template <class T> inline VecFor<T> load(const T* p, int n) {
-#if defined(__AVX512F__)
+#if VECTOR_BYTES == 64
   const uint32_t lanes = (1u << n) - 1;
   if constexpr (sizeof(T) == 8) return bits<Raw<T>>(_mm512_maskz_loadu_pd(lanes, p));
   else if constexpr (sizeof(T) == 4) return bits<Raw<T>>(_mm512_maskz_loadu_ps(lanes, p));
@@ -140,7 +136,7 @@ template <class T> inline VecFor<T> load(const T* p, int n) {
 }
 
 template <class T> inline void store(T* p, VecFor<T> v, int n) {
-#if defined(__AVX512F__)
+#if VECTOR_BYTES == 64
   const uint32_t lanes = (1u << n) - 1;
   if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, lanes, bits<__m512d>(v));
   else if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, lanes, bits<__m512>(v));
@@ -187,11 +183,13 @@ inline Vec<float> erf(Vec<float> x) {
 }
 
 inline Vec<double> exp(Vec<double> x) {
+#pragma GCC unroll 1
   for (int i = 0; i < kWidth<double>; ++i) x[i] = std::exp(x[i]);
   return x;
 }
 
 inline Vec<double> erf(Vec<double> x) {
+#pragma GCC unroll 1
   for (int i = 0; i < kWidth<double>; ++i) x[i] = std::erf(x[i]);
   return x;
 }

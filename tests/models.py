@@ -1,4 +1,4 @@
-"""A zoo of small awkward models for the tests of surgery, and a fingerprint that tells whether one was touched."""
+"""A zoo of small awkward models for the tests of surgery, and a fingerprint of what must stay."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,7 +81,7 @@ class ConvUsedElsewhere(nn.Module):
 
 
 class ReturnsConv(ConvUsedElsewhere):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.conv(x)
         return y, self.norm(y)
 
@@ -165,6 +165,8 @@ class Named(nn.Module):
         self.convs = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)])
         self.norms = nn.ModuleDict({"first": nn.BatchNorm2d(8), "second": nn.BatchNorm2d(8)})
         self.pairs = list(zip(self.convs, self.norms.values(), strict=True))
+        self.config: dict[str, Any] = {"norm": self.norms["first"]}
+        self.config["self"] = self.config
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in self.pairs:
@@ -217,9 +219,7 @@ class Tokens(nn.Module):
 
 
 def perceptron() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.BatchNorm1d(6)
-    )
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.BatchNorm1d(6))
 
 
 def upsampling() -> nn.Module:
@@ -234,21 +234,25 @@ def upsampling() -> nn.Module:
 
 def grouped() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 8, 3, groups=2),
         nn.BatchNorm2d(8),
-    )  # fmt: skip
+        nn.Conv2d(8, 8, 3, groups=8, padding=1, padding_mode="reflect"),
+        nn.BatchNorm2d(8),
+    )
 
 
 def norm_first() -> nn.Module:
-    return nn.Sequential(
-        nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
-    )
+    early, late = nn.BatchNorm2d(3), nn.BatchNorm2d(8)
+    return nn.Sequential(early, nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), late, nn.Conv2d(8, 4, 1))
 
 
 def instances() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        nn.InstanceNorm2d(8),
+        nn.Conv2d(8, 8, 3),
+        nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+    )
 
 
 def untracked() -> nn.Module:
@@ -262,9 +266,7 @@ def volumes() -> nn.Module:
 
 
 def sequences() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv1d(3, 6, 2), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Conv1d(6, 4, 2), nn.GroupNorm(1, 4)
-    )
+    return nn.Sequential(nn.Conv1d(3, 6, 2), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Conv1d(6, 4, 2), nn.GroupNorm(1, 4))
 
 
 def pooled() -> nn.Module:
@@ -335,19 +337,23 @@ def lively(model: nn.Module) -> nn.Module:
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Any:
     """Everything that surgery must not touch: objects by identity, tensors also by value."""
     modules = [
-        (path, id(module), type(module), module.training, [(n, id(v)) for n, v in sorted(vars(module).items()) if n[0] != "_"])
+        (path, id(module), type(module), module.training, _attributes(module))
         for path, module in model.named_modules(remove_duplicate=False)
-    ]  # fmt: skip
+    ]
     hooks = [
-        [(name, list(value)) for name, value in vars(m).items() if name.endswith("hooks")]
-        for m in model.modules()
+        [(name, list(value)) for name, value in vars(module).items() if name.endswith("hooks")]
+        for module in model.modules()
     ]
     tensors = [
-        (name, id(tensor), tensor.dtype, tensor.requires_grad, None if tensor.is_meta else tensor.detach().float().numpy().tobytes())
+        (name, id(tensor), tensor.dtype, tensor.requires_grad, tensor.detach().float().numpy().tobytes())
         for named in (model.named_parameters(), model.named_buffers())
         for name, tensor in named
-    ]  # fmt: skip
+    ]
     return modules, hooks, tensors, list(model.state_dict()), _optimizer_print(optimizer)
+
+
+def _attributes(module: nn.Module) -> list[tuple[str, int]]:
+    return [(name, id(value)) for name, value in sorted(vars(module).items()) if name[0] != "_"]
 
 
 def _optimizer_print(optimizer: torch.optim.Optimizer | None) -> Any:

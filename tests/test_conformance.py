@@ -56,7 +56,7 @@ def expected(norm: nn.Module, x: Tensor, **options: Any) -> Tensor:
 
 def needs_pixels(spec: str) -> bool:
     """Planes of one value are refused where a plane is all there is to pool."""
-    return AXES[spec] == ("HW",)
+    return AXES[spec] == ("HW",) or spec == "group"  # of 4 channels it makes 4 groups
 
 
 def gradients(y: Tensor, norm: nn.Module, x: Tensor) -> list[Tensor]:
@@ -134,7 +134,7 @@ def test_one_instance(spec: str, training: bool) -> None:
 def test_one_pixel_planes(spec: str, training: bool) -> None:
     norm, x = make(spec, training=training), sample(spec, 1, 1)
     if needs_pixels(spec):
-        with pytest.raises(ValueError, match="every plane needs at least 2 values"):
+        with pytest.raises(ValueError, match="every statistic needs at least 2 values"):
             norm(x)
     else:
         torch.testing.assert_close(norm(x), expected(norm, x))
@@ -192,6 +192,24 @@ def test_compile_as_one_graph(spec: str, training: bool) -> None:
     torch.testing.assert_close(theirs, ours)
     torch.testing.assert_close(gradients(theirs, twin, x), gradients(ours, norm, x))
     torch.testing.assert_close(twin.state_dict(), norm.state_dict())
+
+
+@every_plane_norm
+def test_mask_compiles_as_one_graph(spec: str) -> None:
+    torch._dynamo.reset()
+    norm, x = make(spec), sample(spec, 7, n=3)
+    twin, mask = copy.deepcopy(norm), lengths(x, 7, 4, 2)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, mask), norm(x, mask))
+    torch.testing.assert_close(twin.state_dict(), norm.state_dict())
+
+
+@pytest.mark.parametrize("spec", ["batch", "instance", "group", "layer"])
+def test_a_plain_norm_is_one_operator(spec: str) -> None:
+    """So that exporters and folding passes know it."""
+    program = torch.export.export(make(spec, training=False), (sample(spec, 3, 5),))
+    calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert len([name for name in calls if "norm" in name]) == len(calls) == 1
 
 
 @every_norm

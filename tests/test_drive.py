@@ -1,6 +1,7 @@
 """The driver: several decision processes, one engine, nothing asked twice."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,11 @@ class FakeLedger:
         self.results.setdefault(key, result)
 
 
+def driver_of(engine: Any, ledger: Any = None) -> Driver:
+    known: Any = FakeLedger() if ledger is None else ledger
+    return Driver(engine, known, key)
+
+
 def key(trial):
     return trial.key("fingerprint")
 
@@ -49,7 +55,7 @@ def summing(arm):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_outcomes_do_not_depend_on_the_order_of_results(seed):
-    driver = Driver(FakeEngine(seed), FakeLedger(), key)
+    driver = driver_of(FakeEngine(seed))
     outcomes = driver.run({"a": summing("batch"), "b": summing("none")})
     assert outcomes == {"a": pytest.approx(0.21), "b": pytest.approx(0.21)}
 
@@ -58,18 +64,18 @@ def test_known_results_are_not_run_again():
     engine, ledger = FakeEngine(0), FakeLedger()
     for trial in trials("batch", range(4)):
         ledger.add(key(trial), Result(trial, measures={"judge": trial.seed / 100}))
-    Driver(engine, ledger, key).run({"a": summing("batch")})
+    driver_of(engine, ledger).run({"a": summing("batch")})
     assert sorted(t.seed for t in engine.submitted) == [4, 5, 6]
 
 
 def test_two_processes_that_want_the_same_trial_share_it():
     engine = FakeEngine(0)
-    Driver(engine, FakeLedger(), key).run({"a": summing("batch"), "b": summing("batch")})
+    driver_of(engine).run({"a": summing("batch"), "b": summing("batch")})
     assert len(engine.submitted) == 7
 
 
 def test_asking_for_nothing_goes_on():
-    outcome = Driver(FakeEngine(0), FakeLedger(), key).run({"a": ask([])})
+    outcome = driver_of(FakeEngine(0)).run({"a": ask([])})
     assert outcome == {"a": {}}
 
 

@@ -51,11 +51,12 @@ def test_two_values_that_no_statistic_uses() -> None:
         nw.GroupNorm(1, 3)(torch.randn(2, 3))
 
 
-def test_instance_norm_of_one_pixel() -> None:
-    with pytest.raises(
-        ValueError, match=r"at least 2 values \(H\*W\), got 1 \(input shape \(4, 3, 1, 1\)\); .*group"
-    ):
-        nw.InstanceNorm(3)(torch.randn(4, 3, 1, 1))
+def test_one_value_per_statistic() -> None:
+    """PyTorch's group norm is silent here, and returns nothing but the bias."""
+    message = r"at least 2 values .*, got 1 \(input shape \(4, 3, 1, 1\)\); place it before .* fewer groups"
+    for norm in (nw.InstanceNorm(3), nw.GroupNorm(3, 3)):
+        with pytest.raises(ValueError, match=message):
+            norm(torch.randn(4, 3, 1, 1))
     tracked = nw.InstanceNorm(3, track_running_stats=True)
     tracked(torch.randn(4, 3, 2, 2))
     assert tracked.eval()(torch.randn(4, 3, 1, 1)).shape == (4, 3, 1, 1)
@@ -103,6 +104,7 @@ def test_instance_norm_is_affine_by_default_and_tracks_nothing() -> None:
 def test_channel_affine_holds_a_weight_and_a_bias() -> None:
     norm = nw.ChannelAffine(3)
     assert list(norm.state_dict()) == ["weight", "bias"]
+    assert list(nw.ChannelAffine(3, track_running_stats=True).buffers()) == []
     assert torch.equal(nw.ChannelAffine(3, affine=False)(torch.ones(2, 3)), torch.ones(2, 3))
 
 

@@ -93,9 +93,7 @@ def test_evaluation_and_frozen_layers_remember_nothing(cls: Any, options: dict[s
 
 @tracking
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_buffers_stay_float32_in_a_half_precision_model(
-    cls: Any, options: dict[str, Any], dtype: torch.dtype
-) -> None:
+def test_buffers_stay_float32_in_a_half_precision_model(cls: Any, options: dict[str, Any], dtype: torch.dtype) -> None:
     norm = cls(3, **options)
     norm.running_mean.fill_(1 / 3)
     for half in (copy.deepcopy(norm).to(dtype), cls(3, **options, dtype=dtype)):
@@ -122,9 +120,7 @@ def test_meta_device_and_to_empty() -> None:
     assert norm.running_var.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [(nw.BatchNorm, nn.BatchNorm2d), (nw.BatchNorm2d, nn.BatchNorm2d)]
-)
+@pytest.mark.parametrize(("ours", "theirs"), [(nw.BatchNorm, nn.BatchNorm2d), (nw.BatchNorm2d, nn.BatchNorm2d)])
 def test_loads_pytorchs_checkpoints(ours: Any, theirs: Any) -> None:
     source = theirs(3)
     source(torch.randn(4, 3, 5, 5))
@@ -145,8 +141,33 @@ def test_buffers_may_be_written_between_forward_and_backward() -> None:
     (y + norm(x)).sum().backward()
 
 
+def test_an_ensemble_under_vmap() -> None:
+    """Members of an ensemble train in one call: their stacked buffers are written in place, as in PyTorch."""
+    results, x = [], torch.randn(4, 3, 5, 5)
+    for cls in (nw.BatchNorm2d, nn.BatchNorm2d):
+        members = [cls(3), cls(3)]
+        state = torch.func.stack_module_state(members)
+        run = torch.func.vmap(lambda p, b, m=members[0]: torch.func.functional_call(m, (p, b), (x,)))
+        results.append((run(*state), state[1]))
+    torch.testing.assert_close(*results)
+
+
+def test_a_training_step_between_evaluation_and_its_backward() -> None:
+    norm, x = nw.BatchNorm2d(3), torch.randn(4, 3, 5, 5, requires_grad=True)
+    (wanted,) = torch.autograd.grad(norm.eval()(x).pow(2).sum(), x)
+    y = norm.eval()(x)
+    norm.train()(x)
+    torch.testing.assert_close(torch.autograd.grad(y.pow(2).sum(), x)[0], wanted)
+
+
 def test_a_mask_without_valid_values_does_not_poison_the_statistics() -> None:
-    norm = nw.InstanceNorm(3, track_running_stats=True)
-    norm(torch.randn(2, 3, 5), torch.tensor([[True] * 5, [False] * 5]))
-    assert norm.running_var is not None
-    assert bool(torch.isfinite(norm.running_var).all())
+    norm, x = nw.InstanceNorm(3, track_running_stats=True), torch.randn(2, 3, 5)
+    norm(x, torch.tensor([[True] * 5, [False] * 5]))
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, 0.1 * x[0].mean(1))
+    before = copy.deepcopy(norm)
+    norm(x, torch.zeros(2, 5, dtype=torch.bool))
+    torch.testing.assert_close(norm.running_mean, before.running_mean)
+    torch.testing.assert_close(norm.running_var, before.running_var)
+    with pytest.raises(ValueError, match=r"at least 2 values per channel .* got 0"):
+        nw.BatchNorm(3)(x, torch.zeros(2, 5, dtype=torch.bool))

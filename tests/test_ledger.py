@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -76,6 +77,26 @@ def test_of_two_drivers_on_one_database_the_first_result_counts(tmp_path: Path) 
         assert ledger.results == {"key": RESULTS["key0"]}
 
 
+def test_control_c_while_writing_neither_loses_nor_doubles(
+    tmp_path: Path, url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_trial = optuna.Study.add_trial
+
+    def interrupted(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        add_trial(study, trial)
+
+    with Ledger.open(tmp_path, FINGERPRINT, url) as ledger:
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.Study, "add_trial", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ledger.add("key0", RESULTS["key0"])
+        ledger.add("key0", DIVERGED)
+    with Ledger.open(tmp_path, FINGERPRINT, url) as ledger:
+        assert ledger.results == {"key0": RESULTS["key0"]}
+
+
 def test_plans_keep_their_order(tmp_path: Path, url: str | None) -> None:
     plans = [{"number": number, "arms": ["batch"]} for number in range(12)]
     with Ledger.open(tmp_path, FINGERPRINT, url) as ledger:
@@ -131,9 +152,7 @@ def test_another_experiment_is_refused_by_what_changed(tmp_path: Path, url: str 
 def test_a_ledger_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path)
     monkeypatch.setattr("normwise.experiment.ledger.SCHEMA", 2)
-    with pytest.raises(
-        UsageError, match="a ledger of schema 1, this version of normwise reads 2; use the version"
-    ):
+    with pytest.raises(UsageError, match="a ledger of schema 1, this version of normwise reads 2; use the version"):
         Ledger.open(tmp_path, FINGERPRINT)
 
 
@@ -169,9 +188,7 @@ def test_a_damaged_journal_is_said_in_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("symbolic", [True, False])
-def test_the_lock_that_a_killed_driver_left_in_the_journal_costs_no_time(
-    tmp_path: Path, symbolic: bool
-) -> None:
+def test_the_lock_that_a_killed_driver_left_in_the_journal_costs_no_time(tmp_path: Path, symbolic: bool) -> None:
     fill(tmp_path)
     lock = tmp_path / "journal.log.lock"
     if symbolic:
@@ -249,9 +266,7 @@ def test_a_second_driver_is_told_who_the_first_is(tmp_path: Path) -> None:
     ) as first:
         assert first.stdout
         first.stdout.readline()
-        message = (
-            f"{tmp_path} is in use by the normwise process {first.pid}; let it end, or take another --out"
-        )
+        message = f"{tmp_path} is in use by the normwise process {first.pid}; let it end, or take another --out"
         with pytest.raises(UsageError, match=f"^{re.escape(message)}$"), Lock(tmp_path):
             pass
         first.kill()

@@ -39,7 +39,11 @@ def test_no_bias_stands_before_a_norm(text: str) -> None:
 
 def test_cnn_is_the_pilots() -> None:
     convs = [m for m in build("cnn", (1, 8, 8), 10).modules() if isinstance(m, nn.Conv2d)]
-    assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convs] == [(1, 8, 1), (8, 16, 2), (16, 32, 1)]
+    assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convs] == [
+        (1, 8, 1),
+        (8, 16, 2),
+        (16, 32, 1),
+    ]
 
 
 def test_width_and_depth_are_used() -> None:
@@ -55,7 +59,7 @@ def test_resnet_adds_the_input() -> None:
     model = build("resnet", (1, 8, 8), 10).eval()
     block: nn.Module = model.get_submodule("block1")
     for name in ("norm1", "norm2"):
-        nn.init.zeros_(block.get_submodule(name).weight)  # type: ignore[arg-type]
+        nn.init.zeros_(block.get_parameter(f"{name}.weight"))
     x = torch.rand(2, 8, 8, 8)
     assert torch.equal(block(x), x)
 

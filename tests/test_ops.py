@@ -28,9 +28,7 @@ def blend(table: Moments, gate: Tensor, weight: Tensor, bias: Tensor) -> Affine:
 def inputs(*shape: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, gate, weight, bias."""
     x = torch.randn(*shape, dtype=torch.float64) * 2 + 1
-    return x.requires_grad_(), *(
-        torch.rand(shape[1], dtype=torch.float64, requires_grad=True) for _ in range(3)
-    )  # pyright: ignore
+    return x.requires_grad_(), *(torch.rand(shape[1], dtype=torch.float64, requires_grad=True) for _ in range(3))  # pyright: ignore
 
 
 def node(x: Tensor, *tensors: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -143,8 +141,7 @@ def test_hessian_vector_product() -> None:
     given = inputs(3, 4, 5)
     directions = tuple(torch.randn_like(t) for t in given)
     ours, theirs = (
-        torch.autograd.functional.hvp(lambda *a, f=f: f(*a).pow(3).mean(), given, directions)[1]
-        for f in (node, plain)
+        torch.autograd.functional.hvp(lambda *a, f=f: f(*a).pow(3).mean(), given, directions)[1] for f in (node, plain)
     )
     torch.testing.assert_close(ours, theirs)
 
@@ -234,7 +231,11 @@ def test_jit_trace() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, on its first jvp
 def test_torch_func() -> None:
     given = inputs(3, 4, 5)
-    ours = torch.func.grad(lambda *given: node(*given).pow(3).sum(), argnums=(0, 1, 2, 3))(*given)
+
+    def loss(*given: Tensor) -> Tensor:
+        return node(given[0], *given[1:]).pow(3).sum()
+
+    ours = torch.func.grad(loss, argnums=(0, 1, 2, 3))(*given)
     torch.testing.assert_close(list(ours), grads(plain, given))
     batch = torch.stack([given[0].detach(), given[0].detach() + 1])
     tensors = given[1:]

@@ -28,7 +28,7 @@ def fitted(core_seconds: float) -> Plan:
     return fit_to_budget(FULL, Budget(core_seconds / 0.8), workers=1, overhead=0.0)
 
 
-@pytest.mark.parametrize("text, budget", [("90s", 90), ("2m", 120), ("1.5h", 5400), (" 3 m ", 180)])
+@pytest.mark.parametrize(("text", "budget"), [("90s", 90), ("2m", 120), ("1.5h", 5400), (" 3 m ", 180)])
 def test_budget_is_read(text, budget):
     assert parse_budget(text) == Budget(budget)
 

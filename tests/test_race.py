@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from scripted import SIZE, Answer, drive, failed, plan_for, result, scores
@@ -131,7 +132,7 @@ def test_interrupted_race_stands_on_its_finished_looks() -> None:
     whole, asked = drive(run(plan, SIZE), answer)
     tuned, first, second, third, check = [{trial: answer(trial) for trial in step} for step in asked]
 
-    def known(*steps: dict[Trial, Result]):
+    def known(*steps: dict[Trial, Result]) -> Any:
         return replay(run(plan, SIZE), {trial: found for step in steps for trial, found in step.items()})
 
     assert known() is None

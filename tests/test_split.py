@@ -51,7 +51,10 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
 @pytest.mark.parametrize("labels", [LABELS, SKEWED], ids=["equal", "skewed"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_classes_keep_their_shares(labels: Tensor, seed: int) -> None:
-    for drawn, sets in ((split([labels], seed=seed), [labels] * 3), (split([labels, labels], seed=seed), [labels] * 3)):
+    for drawn, sets in (
+        (split([labels], seed=seed), [labels] * 3),
+        (split([labels, labels], seed=seed), [labels] * 3),
+    ):
         for part, source in zip(drawn, sets, strict=True):
             expected = source.bincount() / len(source) * len(part)
             assert (source[part].bincount() - expected).abs().max() <= 1.5
@@ -127,7 +130,7 @@ def test_pixel_targets_are_not_stratified_but_split() -> None:
 
 
 def test_too_few_samples_or_groups() -> None:
-    with pytest.raises(UsageError, match="too few to split: no sample is left for validation .* bring more samples"):
+    with pytest.raises(UsageError, match=r"too few to split: no sample is left for validation .* bring more samples"):
         split([2], seed=0)
     with pytest.raises(UsageError, match="too few to split"):
         split([60], seed=0, groups=[torch.zeros(60)])

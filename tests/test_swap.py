@@ -35,7 +35,7 @@ def batch_to_back(to: str, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     model: Any = nn.Sequential(copy.deepcopy(norm))
     before = model(x)
     swap(model, to)
-    assert read(model[0]).spec.name == parse(to).name
+    assert isinstance(model[0], NORMS[to].cls)
     swap(model, "batch")
     return before, model(x)
 
@@ -59,10 +59,10 @@ def test_there_and_back_keeps_running_statistics_where_both_have_them(to: str) -
 def test_every_model_runs_after_every_swap(name: str, to: str) -> None:
     specimen = ZOO[name]
     model, example = specimen.make(), specimen.example()
-    if to == "instance" and name == "perceptron":
+    if to in ("instance", "group") and name == "perceptron":  # (N, C): six groups of one value
         with (
             untouched(model),
-            pytest.raises(UsageError, match=r"as instance the layer '1' would take each statistic from"),
+            pytest.raises(UsageError, match=r"the layer '1' would take each statistic from"),
         ):
             swap(model, to, example=example)
         return
@@ -169,9 +169,7 @@ def test_tied_norms_stay_one_object() -> None:
     plan = swap(model, "group:2", example=torch.randn(2, 3, 8, 8))
     assert model.norm is model.again
     assert isinstance(model.norm, nw.GroupNorm)
-    assert [(change.path, change.note.split(";")[0]) for change in plan.changes] == [
-        ("norm", "also at again")
-    ]
+    assert [(change.path, change.note.split(";")[0]) for change in plan.changes] == [("norm", "also at again")]
 
 
 def test_tied_norms_need_one_spec() -> None:
@@ -272,65 +270,6 @@ def test_hooks_go_on_working_and_so_do_their_handles() -> None:
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
-def test_the_optimizer_follows(make: Any) -> None:
-    model: Any = plain()
-    norms = [p for n, p in model.named_parameters() if n[0] in "14"]
-    rest = [p for n, p in model.named_parameters() if n[0] not in "14"]
-    optimizer = make([{"params": rest, "lr": 0.1}, {"params": norms, "lr": 0.2}], lr=0.3)
-    model(torch.randn(2, 3, 9, 9)).square().sum().backward()
-    optimizer.step()
-    state = {id(p): each for p, each in optimizer.state.items()}
-    swap(model, {"1": "batch-instance", "4": "none"}, optimizer=optimizer)
-    expected = [model[1].weight, model[1].bias, model[1].gate, model[4].weight, model[4].bias]
-    assert [id(p) for p in optimizer.param_groups[1]["params"]] == [id(p) for p in expected]
-    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in rest]
-    assert {id(p): each for p, each in optimizer.state.items()} == state
-    gate = model[1].gate.clone()
-    model(torch.randn(2, 3, 9, 9)).square().sum().backward()
-    optimizer.step()
-    assert not torch.equal(gate, model[1].gate)
-    swap(model, "group:2", optimizer=optimizer)
-    assert len(optimizer.param_groups[1]["params"]) == 4
-    assert {id(p) for p in optimizer.state} == {id(p) for p in model.parameters()}
-
-
-def test_names_in_the_optimizer_follow() -> None:
-    model = plain()
-    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
-    swap(model, "switchable", optimizer=optimizer)
-    held = dict(
-        zip(optimizer.param_groups[0]["param_names"], optimizer.param_groups[0]["params"], strict=True)
-    )
-    assert held == dict(model.named_parameters())
-
-
-def test_what_was_kept_out_of_the_optimizer_stays_out() -> None:
-    model: Any = plain().double()
-    optimizer = torch.optim.SGD([model[0].weight, model[4].weight], lr=0.1)
-    swap(model, "batch-instance", optimizer=optimizer)
-    held = [id(p) for p in optimizer.param_groups[0]["params"]]
-    expected = [model[0].weight, model[4].weight, model[4].gate, model[1].gate]
-    assert sorted(held) == sorted(id(p) for p in expected)
-
-
-def test_a_new_weight_takes_the_place_of_the_old_one() -> None:
-    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
-    model[1].weight = nn.Parameter(model[1].weight.double())  # another type than its bias: not to be shared
-    model[1].bias.requires_grad_(False)
-    order = [model[0].weight, model[1].weight, model[2].weight]
-    optimizer = torch.optim.SGD(order, lr=0.1)
-    swap(model, "group:2", optimizer=optimizer)
-    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(model[i].weight) for i in range(3)]
-
-
-def test_a_foreign_optimizer_is_refused() -> None:
-    with pytest.raises(UsageError, match="optimizer holds no parameter of this model"):
-        swap(plain(), "group:2", optimizer=torch.optim.SGD(plain().parameters(), lr=0.1))
-    with pytest.raises(UsageError, match=r"optimizer must be a torch\.optim\.Optimizer, got float"):
-        swap(plain(), "group:2", optimizer=0.1)  # pyright: ignore
-
-
 def test_new_parameters_without_an_optimizer_are_mentioned() -> None:
     assert "give it as optimizer=" in swap(plain(), "batch-instance").notes[0]
     assert not swap(plain(), "group:2").notes
@@ -393,9 +332,7 @@ def test_bad_specs_change_nothing(to: Any, message: str) -> None:
 
 
 def test_a_model_without_norms_is_refused() -> None:
-    with pytest.raises(
-        UsageError, match="Sequential has no normalization layer, so there is nothing to replace"
-    ):
+    with pytest.raises(UsageError, match="Sequential has no normalization layer, so there is nothing to replace"):
         swap(nn.Sequential(nn.Linear(2, 2)), "group:2")
 
 
@@ -407,9 +344,7 @@ def test_uninitialized_norms_are_refused() -> None:
 @pytest.mark.parametrize("to", ["instance", "group:8"])
 def test_planes_of_one_value_are_named(to: str) -> None:
     model, example = pooled(), torch.randn(2, 3, 8, 8)
-    message = (
-        rf"as {to} the layer '3' would take each statistic from a single value \(input shape \(2, 8, 1, 1\)\)"
-    )
+    message = rf"as {to} the layer '3' would take each statistic from a single value \(input shape \(2, 8, 1, 1\)\)"
     with untouched(model), pytest.raises(UsageError, match=message):
         swap(model, to, example=example)
     swap(model, {"3": "layer"}, example=example)
@@ -418,7 +353,7 @@ def test_planes_of_one_value_are_named(to: str) -> None:
 def test_instance_norm_in_a_perceptron_is_named() -> None:
     with pytest.raises(
         UsageError,
-        match=r"the layer '1' would .* input shape \(2, 6\)\) .* \{'1': 'keep', '\*': 'instance'\}",
+        match=r"the layer '1' would .*input shape \(2, 6\)\) .* \{'1': 'keep', '\*': 'instance'\}",
     ):
         swap(perceptron(), "instance", example=torch.randn(2, 5))
 
@@ -434,15 +369,15 @@ def test_an_example_that_does_not_fit_is_said_to_be_the_cause() -> None:
 
 def test_a_model_that_fails_only_after_the_swap_is_restored() -> None:
     class Strict(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:  # pyright: ignore
+        def forward(self, x: Tensor) -> Tensor:
             if not isinstance(self[1], nn.BatchNorm2d):
                 raise TypeError("I want batch norm")
             return super().forward(x)
 
-    model, example = Strict(*plain()), torch.randn(2, 3, 9, 9)
+    model, example = Strict(*plain().children()), torch.randn(2, 3, 9, 9)
     with (
         untouched(model),
-        pytest.raises(UsageError, match="after the swap the model .*: TypeError: I want batch norm"),
+        pytest.raises(UsageError, match=r"after the swap the model .*: TypeError: I want batch norm"),
     ):
         swap(model, "group:2", example=example)
 

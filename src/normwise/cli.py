@@ -5,7 +5,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
-Out = Annotated[Optional[Path], typer.Option("--out", "-o", help="Folder of the run; an earlier run's folder continues it.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder of the run; an earlier run's folder continues it."),
+]
 
 
 def _show(content: dict[str, Any], as_json: bool, text: Any) -> None:
@@ -32,21 +35,36 @@ def _show(content: dict[str, Any], as_json: bool, text: Any) -> None:
 
 @app.command()
 def compare(
-    task: Annotated[Optional[str], typer.Argument(help="digits, fashion-mnist, package.module:function or file.py:function.")] = None,
-    model: Annotated[Optional[str], typer.Option(help="cnn, resnet, mlp (with options: cnn:width=16), or package.module:function.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="A data set's name, an image folder, an .npz file or package.module:function.")] = None,
-    norm: Annotated[Optional[list[str]], typer.Option(help="An arm: a spec such as batch or group:8; repeat for more.")] = None,
-    batch_size: Annotated[Optional[list[int]], typer.Option(help="A batch size; repeat for more. Default 8 and 64.")] = None,
-    budget: Annotated[Optional[str], typer.Option(help="90s, 2m, 1h or 200trials. Default 10m.")] = None,
-    epochs: Annotated[Optional[float], typer.Option(help="Training length; default: the task's own.")] = None,
-    delta: Annotated[Optional[str], typer.Option(help="Smallest difference of interest, in the score's unit, or 2%.")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16 (autocast).")] = None,
-    workers: Annotated[Optional[int], typer.Option(help="Worker processes; default: one a core.")] = None,
-    engine: Annotated[Optional[str], typer.Option(help="local.")] = None,
-    ledger: Annotated[Optional[str], typer.Option(help="An Optuna storage URL instead of the journal file.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Argument(help="digits, fashion-mnist, package.module:function or file.py:function."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="cnn, resnet, mlp (with options: cnn:width=16), or package.module:function."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A data set's name, an image folder, an .npz file or package.module:function."),
+    ] = None,
+    norm: Annotated[
+        list[str] | None, typer.Option(help="An arm: a spec such as batch or group:8; repeat for more.")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="A batch size; repeat for more. Default 8 and 64.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="90s, 2m, 1h or 200trials. Default 10m.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Training length; default: the task's own.")] = None,
+    delta: Annotated[
+        str | None, typer.Option(help="Smallest difference of interest, in the score's unit, or 2%.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (autocast).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; default: one a core.")] = None,
+    engine: Annotated[str | None, typer.Option(help="local.")] = None,
+    ledger: Annotated[str | None, typer.Option(help="An Optuna storage URL instead of the journal file.")] = None,
     out: Out = None,
-    seed: Annotated[Optional[int], typer.Option(help="Master seed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Master seed.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +87,9 @@ def compare(
 def swap(
     model: Annotated[str, typer.Argument(help="package.module:function or file.py:function that makes the model.")],
     spec: Annotated[str, typer.Argument(help="A spec such as group:8, or a JSON mapping of patterns, or @file.")],
-    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Folder for plan.json and weights.safetensors.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for plan.json and weights.safetensors.")
+    ] = None,
     where: Annotated[str, typer.Option(help="Only modules whose path matches this pattern.")] = "*",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change and stop.")] = False,
     as_json: Json = False,

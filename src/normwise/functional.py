@@ -26,10 +26,11 @@ def group_norm(
     >>> bool((group_norm(x, 2) - group_norm(x.contiguous(), 2)).abs().max() < 1e-5)
     True
     """
-    last = channels_last(input) if input.device.type == "cpu" else None
-    if last is None:
+    if input.device.type != "cpu" or _is_plain(input):
         return _group_norm(input, num_groups, weight, bias, eps)
-    return _group_norm(input.contiguous(), num_groups, weight, bias, eps).contiguous(memory_format=last)
+    # of three axes PyTorch takes the contiguous kernel whatever the strides
+    y = _group_norm(input.flatten(2), num_groups, weight, bias, eps).view(input.shape)
+    return keep_layout(y, input)
 
 
 def instance_norm(
@@ -49,13 +50,23 @@ def instance_norm(
     True
     """
     y = _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    last = channels_last(input)
-    return y if last is None else y.contiguous(memory_format=last)
+    return keep_layout(y, input)
 
 
-def channels_last(x: Tensor) -> torch.memory_format | None:
-    """The channels_last format of x, or None where x is contiguous, of another layout or rank."""
-    if x.dim() not in (4, 5) or peek_interpreter_stack() is not None:
-        return None  # vmap cannot be asked for a memory format
-    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-    return last if x.is_contiguous(memory_format=last) and not x.is_contiguous() else None
+def keep_layout(y: Tensor, like: Tensor) -> Tensor:
+    """Gives y the channels_last format where the channels of `like` lie closest in memory."""
+    if like.dim() not in (4, 5) or _vmapped() or like.stride(1) >= like.stride(-1):
+        return y
+    return y.contiguous(memory_format=torch.channels_last if like.dim() == 4 else torch.channels_last_3d)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """True where PyTorch takes its contiguous kernel: it goes by strides, axes of size 1 included."""
+    if x.dim() not in (4, 5) or _vmapped():
+        return True
+    return x.is_contiguous() and x.stride(-1) == 1 and x.stride(1) == x.shape[2:].numel()
+
+
+def _vmapped() -> bool:
+    """Under vmap a tensor can be neither asked for nor given a memory format."""
+    return peek_interpreter_stack() is not None

@@ -39,13 +39,9 @@ def resnet(in_channels: int, outputs: int, *, width: int = 8, depth: int = 3) ->
     9
     """
     widths = _channels(width, depth)
-    layers = OrderedDict[str, nn.Module](
-        conv1=_conv(in_channels, width), norm1=nn.BatchNorm2d(width), act1=nn.ReLU()
-    )
+    layers = OrderedDict[str, nn.Module](conv1=_conv(in_channels, width), norm1=nn.BatchNorm2d(width), act1=nn.ReLU())
     for i, channels in enumerate(widths):
-        layers[f"block{i + 1}"] = Block(
-            widths[i - 1] if i else width, channels, stride=2 if i in (1, 2) else 1
-        )
+        layers[f"block{i + 1}"] = Block(widths[i - 1] if i else width, channels, stride=2 if i in (1, 2) else 1)
     return nn.Sequential(layers | _head(widths[-1], outputs))
 
 
@@ -80,13 +76,9 @@ def build(text: str, sample_shape: Sequence[int], outputs: int) -> nn.Module:
     if network is mlp:
         return mlp(math.prod(shape), outputs, **options)
     if len(shape) == 2:
-        return nn.Sequential(
-            OrderedDict(image=nn.Unflatten(1, (1, shape[0])), net=network(1, outputs, **options))
-        )
+        return nn.Sequential(OrderedDict(image=nn.Unflatten(1, (1, shape[0])), net=network(1, outputs, **options)))
     if len(shape) != 3:
-        raise UsageError(
-            f"{text} needs images (channels, height, width), got samples of shape {shape}; mlp takes any"
-        )
+        raise UsageError(f"{text} needs images (channels, height, width), got samples of shape {shape}; mlp takes any")
     return network(shape[0], outputs, **options)
 
 
@@ -102,9 +94,7 @@ def parse(text: str) -> tuple[Callable[..., nn.Module], dict[str, int]]:
         raise UsageError(f"unknown network {name!r}; known: {known}{hint(name, NETWORKS)}")
     network = NETWORKS[name]
     parameters = inspect.signature(network).parameters.values()
-    return network, parse_options(
-        rest, {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}, name
-    )
+    return network, parse_options(rest, {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}, name)
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from normwise.table import Moments, align, moments, plane_sum, planes, wide
+from normwise.table import Moments, align, convert, moments, plane_sum, planes, wide
 
 
 class Affine(NamedTuple):
@@ -137,7 +137,7 @@ def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor |
     """reduce_grad, the small graph backwards, apply_grad."""
     table: Moments = ctx.table
     center, scale = (value.detach() for value in ctx.affine[:2])
-    g, wide_x = _fill(g.to(scale.dtype), mask), _fill(x.to(scale.dtype), mask)
+    g, wide_x = _fill(convert(g, scale.dtype), mask), _fill(convert(x, scale.dtype), mask)
     sum_g, sum_gx = plane_sum(g), plane_sum(g * (wide_x - planes(center, x)))
     wanted = [table.mean, table.var, *ctx.leaves]
     dmean, dvar, *rest = _backward(ctx.affine, (-scale * sum_g, sum_gx, sum_g), wanted)
@@ -149,7 +149,7 @@ def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor |
         dx = dx + planes(2 * dvar / count, x) * (wide_x - planes(table.mean.detach(), x))
     if dmean is not None:
         dx = dx + planes(dmean / count, x)
-    return [_fill(dx, mask).to(x.dtype), *rest]
+    return [convert(_fill(dx, mask), x.dtype), *rest]
 
 
 def _reference_grads(
@@ -175,8 +175,8 @@ def _backward(
 
 def _apply(x: Tensor, affine: Affine, mask: Tensor | None) -> Tensor:
     center, scale, shift = (planes(value.expand(x.shape[:2]), x) for value in affine)
-    y = (_fill(x.to(wide(x.dtype)), mask) - center) * scale + shift
-    return _fill(y, mask).to(x.dtype)
+    y = (_fill(convert(x, wide(x.dtype)), mask) - center) * scale + shift
+    return convert(_fill(y, mask), x.dtype)
 
 
 def _fill(x: Tensor, mask: Tensor | None) -> Tensor:

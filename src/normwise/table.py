@@ -1,6 +1,6 @@
 """The table of moments: mean and variance of every plane, and the one verb `pool`."""
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
         raise ValueError(
             f"moments: x must have shape (N, C, *spatial), got {tuple(x.shape)}; add the axes N and C."
         )
-    x = x.to(wide(x.dtype))
+    x = convert(x, wide(x.dtype))
     if mask is not None:
         return _masked_moments(x, align(mask, x))
     if x.dim() == 2:
@@ -71,7 +71,12 @@ def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The type statistics are computed in: float32 or wider."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def convert(t: Any, dtype: torch.dtype) -> Any:
+    """Brings a tensor (or None) to a type; one that has it already leaves no trace in an exported graph."""
+    return t if t is None or t.dtype == dtype else t.to(dtype)
 
 
 def align(mask: Tensor, x: Tensor) -> Tensor:

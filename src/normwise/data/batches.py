@@ -56,7 +56,9 @@ class Batches:
     def _slices(self, arrays: Arrays, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         size = self.batch_size
         rows = size * max(1, GATHERED_BYTES // max(1, size * arrays.inputs[:1].nbytes))
-        for index in order[: len(self) * size].split(rows):
+        order = order[: len(self) * size]
+        for start in range(0, len(order), rows):
+            index = order[start : start + rows]
             yield from zip(arrays.inputs[index].split(size), arrays.targets[index].split(size), strict=True)
 
     def _loader(self, order: Tensor) -> DataLoader[Any]:

@@ -59,9 +59,7 @@ def check_data(data: Data, what: str = "data()") -> None:
         _check_set(samples, what + name)
     shapes = {tuple(samples.inputs.shape[1:]) for samples in data.sets if isinstance(samples, Arrays)}
     if len(shapes) > 1:
-        raise UsageError(
-            f"{what}: all sets must have samples of one shape, got {' and '.join(map(str, shapes))}"
-        )
+        raise UsageError(f"{what}: all sets must have samples of one shape, got {' and '.join(map(str, shapes))}")
     targets = targets_of(data.train)
     if targets is not None and len(targets.unique()) < 2:
         kind = "value" if targets.is_floating_point() else "class"
@@ -84,8 +82,7 @@ def _check_set(samples: Samples, what: str) -> None:
     _check_finite(targets, f"{what}: y")
     if not targets.is_floating_point() and targets.min() < 0:
         raise UsageError(
-            f"{what}: integer targets are classes 0, 1, 2, ...; got {targets.min().item()} "
-            "(for regression give floats)"
+            f"{what}: integer targets are classes 0, 1, 2, ...; got {targets.min().item()} (for regression give floats)"
         )
 
 
@@ -94,16 +91,8 @@ def _check_sample(samples: Samples, what: str) -> None:
         try:
             sample = samples[index]
         except Exception as error:
-            raise UsageError(
-                f"{what}: reading sample {index} failed: {type(error).__name__}: {error}"
-            ) from error
-    parts = (
-        sample
-        if isinstance(sample, tuple | list)
-        else sample.values()
-        if isinstance(sample, dict)
-        else [sample]
-    )
+            raise UsageError(f"{what}: reading sample {index} failed: {type(error).__name__}: {error}") from error
+    parts = sample if isinstance(sample, tuple | list) else sample.values() if isinstance(sample, dict) else [sample]
     for part in parts:
         if isinstance(part, Tensor):
             _check_finite(part, f"{what}: sample {len(samples) - 1}")

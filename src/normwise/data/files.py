@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,12 @@ def standardize(pixels: Tensor) -> Tensor:
 
 
 def read_idx(path: Path) -> Tensor:
-    """Reads an idx file of bytes, plain or gzipped, as a uint8 tensor of the shape it declares."""
+    """Reads an idx file of bytes, plain or gzipped, as a uint8 tensor of the shape it declares.
+
+    >>> _ = Path("labels").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
+    >>> read_idx(Path("labels"))
+    tensor([7, 8, 9], dtype=torch.uint8)
+    """
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -38,9 +44,7 @@ def read_idx(path: Path) -> Tensor:
     rank = content[3] if len(content) > 3 else 0
     # The magic number: two zero bytes, 8 for unsigned bytes, the number of dimensions.
     if content[:3] != b"\0\0\x08" or rank == 0 or len(content) < 4 + 4 * rank:
-        raise UsageError(
-            f"{path} is no idx file of bytes: it must begin with 00 00 08, got {content[:3].hex(' ')!r}"
-        )
+        raise UsageError(f"{path} is no idx file of bytes: it must begin with 00 00 08, got {content[:3].hex(' ')!r}")
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * rank)
     if len(values) != math.prod(shape):
@@ -49,7 +53,12 @@ def read_idx(path: Path) -> Tensor:
 
 
 def read_npz(path: Path) -> Data:
-    """Reads x and y, or x_train, y_train, x_test, y_test (and the same for validation), from an .npz file."""
+    """Reads x and y, or x_train, y_train, x_test, y_test (and the same for validation), from an .npz file.
+
+    >>> np.savez("own.npz", x=np.zeros((4, 28, 28), np.uint8), y=[0, 1, 0, 1])
+    >>> read_npz(Path("own.npz")).train
+    Arrays(4 samples of shape (1, 28, 28), targets int64)
+    """
     arrays = _arrays(path)
     pixels = any(name.startswith("x") and array.dtype == np.uint8 for name, array in arrays.items())
     notes = (PIXELS,) if pixels else ()
@@ -64,19 +73,19 @@ def read_npz(path: Path) -> Data:
             notes=notes,
         )
     raise UsageError(
-        f"{path} must hold arrays x and y, or x_train, y_train, x_test and y_test; "
-        f"it has {', '.join(arrays) or 'none'}"
+        f"{path} must hold arrays x and y, or x_train, y_train, x_test and y_test; it has {', '.join(arrays) or 'none'}"
     )
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of the file, by their usual names. Nothing in it is run: no pickles."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open("rb") as opened:
+            file: Any = np.load(opened, allow_pickle=False)
+            arrays = {name: file[name] for name in getattr(file, "files", ())}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         pickled = "allow_pickle" in str(error)
-        reason = "it holds Python objects, and only arrays of numbers are read" if pickled else str(error)
+        reason = "it holds Python objects, or is no .npz file; only arrays of numbers are read" if pickled else error
         raise UsageError(f"cannot read {path}: {reason}") from error
     split = {name: name.partition("_") for name in arrays}
     return {f"{a}{_}{PARTS.get(part, part)}": arrays[name] for name, (a, _, part) in split.items()}

@@ -46,9 +46,7 @@ def read_image_folder(folder: Path, options: str = "") -> Data:
     layout = _layout([path for found in files.values() for path in found], size)
     notes = [PIXELS, f"Classes: {', '.join(classes)} (the names of the sub-folders, in this order)."]
     if layout.square:
-        notes.append(
-            f"Images are scaled and cut to {layout.square} x {layout.square} (another: {folder}:size=...)."
-        )
+        notes.append(f"Images are scaled and cut to {layout.square} x {layout.square} (another: {folder}:size=...).")
     sets = {
         name: Arrays(
             standardize(torch.stack([_pixels(path, layout) for path in found])),
@@ -90,12 +88,10 @@ def _labelled(folder: Path) -> dict[Path, str]:
 def _layout(paths: Iterable[Path], size: int) -> Layout:
     """One layout for all images; only their headers are read here."""
     paths = list(paths)
-    seen = {(image.size, image.mode) for image in map(_open, paths)}
+    seen = {_header(path) for path in paths}
     sizes = {size for size, _ in seen}
     mode = "L" if all(mode in ("1", "L", "LA", "I;16") for _, mode in seen) else "RGB"
-    square = size or (
-        min(LARGEST_SIDE, *(side for pair in sizes for side in pair)) if len(sizes) > 1 else None
-    )
+    square = size or (min(LARGEST_SIDE, *(side for pair in sizes for side in pair)) if len(sizes) > 1 else None)
     width, height = (square, square) if square else next(iter(sizes))
     if (needed := 4 * len(mode) * width * height * len(paths)) > LARGEST_BYTES:
         raise UsageError(
@@ -103,6 +99,11 @@ def _layout(paths: Iterable[Path], size: int) -> Layout:
             f"at most {LARGEST_BYTES >> 30} are taken: give a smaller size, e.g. FOLDER:size=64"
         )
     return Layout(mode, width, height, square)
+
+
+def _header(path: Path) -> tuple[tuple[int, int], str]:
+    with _open(path) as image:
+        return image.size, image.mode
 
 
 def _pixels(path: Path, layout: Layout) -> Tensor:

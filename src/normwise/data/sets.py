@@ -12,9 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from normwise.errors import UsageError
 from normwise.loading import describe
 
-ACCEPTED = (
-    "a data set, a pair of arrays (x, y), or a tuple of those: (train, judge) or (train, validation, judge)"
-)
+ACCEPTED = "a data set, a pair of arrays (x, y), or a tuple of those: (train, judge) or (train, validation, judge)"
 
 
 @runtime_checkable
@@ -146,10 +144,8 @@ def as_samples(value: Any, what: str = "data()") -> Samples:
             "give one with __len__ and __getitem__ (map-style)"
         )
     if isinstance(value, DataLoader):
-        raise UsageError(
-            f"{what} gave a DataLoader; batches are made here: give its data set (loader.dataset)"
-        )
-    if hasattr(value, "__getitem__") and not isinstance(value, str | dict | tuple):
+        raise UsageError(f"{what} gave a DataLoader; batches are made here: give its data set (loader.dataset)")
+    if hasattr(value, "__getitem__") and not (_is_array(value) or isinstance(value, str | dict | tuple)):
         size = getattr(value, "__len__", None)
         if size is None:
             raise UsageError(f"{what}: {describe(value)} has no length; give it a method __len__")
@@ -158,7 +154,7 @@ def as_samples(value: Any, what: str = "data()") -> Samples:
 
 
 def as_arrays(inputs: Any, targets: Any, what: str = "data()") -> Arrays:
-    """Inputs and targets as tensors: floats as float32, integer targets as int64 classes.
+    """Inputs and targets as tensors: floats as float32, integer targets as int64 classes (a column as a row).
 
     >>> as_arrays(np.zeros((2, 3)), np.array([0, 1])).inputs.dtype
     torch.float32
@@ -166,10 +162,11 @@ def as_arrays(inputs: Any, targets: Any, what: str = "data()") -> Arrays:
     x, y = _tensor(inputs, f"{what}: x"), _tensor(targets, f"{what}: y")
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise UsageError(
-            f"{what}: inputs and targets must be equally long, "
-            f"got shapes {tuple(x.shape)} and {tuple(y.shape)}"
+            f"{what}: inputs and targets must be equally long, got shapes {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    return Arrays(x, y if y.is_floating_point() else y.long())
+    if not y.is_floating_point():
+        y = y.long().squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y.long()
+    return Arrays(x, y)
 
 
 def targets_of(samples: Samples) -> Tensor | None:
@@ -207,9 +204,7 @@ def _tensor(value: Any, what: str) -> Tensor:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray) or (
-        hasattr(value, "__array__") and not isinstance(value, Dataset)
-    )
+    return isinstance(value, Tensor | np.ndarray) or (hasattr(value, "__array__") and not isinstance(value, Dataset))
 
 
 def _is_pair(value: Any) -> bool:

@@ -26,9 +26,7 @@ FASHION_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FORMS = (
-    "a folder with a sub-folder of images per class, an .npz file, package.module:function, file.py:function"
-)
+FORMS = "a folder with a sub-folder of images per class, an .npz file, package.module:function, file.py:function"
 
 
 class Source:
@@ -65,7 +63,11 @@ def load(data: Any) -> Data:
 
 
 def find(data: Any) -> Source:
-    """The source that a text, a function or an object stands for; nothing is read yet."""
+    """The source that a text, a function or an object stands for; nothing is read yet.
+
+    >>> find("digits").name
+    'digits'
+    """
     if isinstance(data, Source):
         return data
     if isinstance(data, Path | str):
@@ -110,12 +112,12 @@ BUILT_IN: dict[str, Callable[..., Data]] = {"digits": digits, "fashion-mnist": f
 def _named(text: str) -> Source:
     name, colon, rest = text.partition(":")
     if name == "fashion-mnist":
-        return Source(
-            "fashion-mnist", partial(fashion_mnist, Path(rest).expanduser().absolute() if colon else None)
-        )
+        return Source("fashion-mnist", partial(fashion_mnist, Path(rest).expanduser().absolute() if colon else None))
     if text in BUILT_IN:
         return Source(text, BUILT_IN[text])
     place, options = _path(text)
+    if options and not place.is_dir():
+        raise UsageError(f"there is no folder {str(place)!r}")
     if place.is_dir():
         return Source(place.name, partial(read_image_folder, place, options))
     if place.suffix == ".npz":
@@ -123,9 +125,7 @@ def _named(text: str) -> Source:
             raise UsageError(f"there is no file {text!r} in {os.getcwd()}")
         return Source(place.stem, partial(read_npz, place))
     if not colon:
-        raise UsageError(
-            f"unknown data {text!r}{hint(text, BUILT_IN)}; known: {', '.join(BUILT_IN)}, {FORMS}"
-        )
+        raise UsageError(f"unknown data {text!r}{hint(text, BUILT_IN)}; known: {', '.join(BUILT_IN)}, {FORMS}")
     return _made(text, load_object(text))
 
 
@@ -142,7 +142,7 @@ def _made(name: str, function: Callable[[], Any]) -> Source:
     """Data that a user's function makes."""
     if required_parameters(function):
         raise UsageError(f"{name} makes the data and must be callable without arguments")
-    return Source(name.rpartition(":")[2], partial(_make, name, function))
+    return Source("data" if "<" in name else name.rpartition(":")[2], partial(_make, name, function))
 
 
 def _make(name: str, function: Callable[[], Any]) -> Data:
@@ -156,9 +156,7 @@ def _fashion_files(folder: Path | None) -> list[Path]:
     if folder is not None:
         return _idx_files(folder, "the folder given")
     if os.environ.get(FASHION_VARIABLE):
-        return _idx_files(
-            Path(os.environ[FASHION_VARIABLE]).expanduser(), f"the folder of {FASHION_VARIABLE}"
-        )
+        return _idx_files(Path(os.environ[FASHION_VARIABLE]).expanduser(), f"the folder of {FASHION_VARIABLE}")
     if DEBIAN_FOLDER.is_dir():
         return _idx_files(DEBIAN_FOLDER, "the folder of the package dataset-fashion-mnist")
     return _idx_files(_download(), "torchvision's download")

@@ -38,9 +38,7 @@ def standardized(source: Source) -> Data:
     std = torch.where(std > 0, std, torch.ones_like(std))
 
     def change(samples: Samples) -> Samples:
-        return (
-            Arrays(samples.inputs, (samples.targets - mean) / std) if isinstance(samples, Arrays) else samples
-        )
+        return Arrays(samples.inputs, (samples.targets - mean) / std) if isinstance(samples, Arrays) else samples
 
     return data.each(change)
 
@@ -57,7 +55,5 @@ def group_labels(given: Any, data: Data) -> tuple[Tensor | None, ...]:
     labels = [None if part is None else np.unique(np.asarray(part), return_inverse=True)[1] for part in found]
     for part, samples in zip(labels, data.sets, strict=True):
         if part is not None and part.shape != (len(samples),):
-            raise UsageError(
-                f"groups must have one label for each of the {len(samples)} samples, got {len(part)}"
-            )
+            raise UsageError(f"groups must have one label for each of the {len(samples)} samples, got {len(part)}")
     return tuple(None if part is None else torch.from_numpy(part) for part in labels)

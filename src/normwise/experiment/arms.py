@@ -109,12 +109,12 @@ def _inspect(task: Task, name: str, batch_sizes: Sequence[int], setting: Setting
     model = build(task, name, seed=0)
     _check_altered(before, model, name)
     batches = {size: next(iter(_training(task, size, setting))) for size in batch_sizes}
-    passes = {size: _forward(task, model, batch) for size, batch in batches.items()}
+    passes = {size: _forward(task, model, batch, size) for size, batch in batches.items()}
     values, smallest = _fewest_values(passes)
     folded = copy.deepcopy(model).eval()
     fold(folded)
     first = min(batch_sizes)
-    left = _forward(task, folded, batches[first])
+    left = _forward(task, folded, batches[first], first)
     arm = Arm(
         name,
         pools=_pools(passes[first]),
@@ -134,15 +134,25 @@ def _training(task: Task, size: int, setting: Setting):
     return setting.batches(task.parts(0).train, size, collate=task.collate)
 
 
-def _forward(task: Task, model: nn.Module, batch: Any) -> list[Record]:
+def _forward(task: Task, model: nn.Module, batch: Any, size: int) -> list[Record]:
     """The norms' records of one training-mode forward; an impossible one names the layer."""
     with torch.random.fork_rng(), torch.no_grad(), record(model) as records:
         try:
             task.loss(model, batch)
         except ValueError as error:
-            where = f"layer {records[-1].path!r}: " if records else ""
-            raise UsageError(f"{where}{error}") from error
+            raise UsageError(_failure(records, size, error)) from error
     return records
+
+
+def _failure(records: list[Record], size: int, error: ValueError) -> str:
+    """Which layer failed; PyTorch's own words on too few values get what is required and what to do."""
+    where = f"layer {records[-1].path!r}: " if records else ""
+    if "Expected more than 1" not in str(error):
+        return f"{where}{error}"
+    return (
+        f"{where}its statistics need at least 2 values each, and at batch size {size} an input of shape "
+        f"{records[-1].shape} has 1; use a larger batch size or leave this arm out"
+    )
 
 
 def _fewest_values(passes: dict[int, list[Record]]) -> tuple[dict[int, int], dict[int, str]]:

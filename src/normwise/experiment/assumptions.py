@@ -16,9 +16,7 @@ SPLITS = {
 
 def sentences(task: Task, said: Container[str], classes: int | None) -> list[str]:
     """One sentence for each thing that `said` (the attributes that the user's task has) leaves out."""
-    kept = (
-        "groups are kept together" if task.groups else "" if classes is None else "classes keep their shares"
-    )
+    kept = "groups are kept together" if task.groups else "" if classes is None else "classes keep their shares"
     found = {
         "loss": "Loss: squared error (float targets)."
         if classes is None

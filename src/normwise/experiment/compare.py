@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from normwise.experiment.plan import Plan, first_look_price, parse_budget
 from normwise.experiment.prepare import Ask, default_workers, make_plan, probe_trials
 from normwise.experiment.race import CellOutcome
 from normwise.experiment.request import Request
-from normwise.experiment.setting import Setting
 from normwise.experiment.resolve import resolve
+from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
 from normwise.experiment.train import Job
 from normwise.experiment.trial import Result, Trial
@@ -194,8 +194,9 @@ class Session:
                 self.workers,
             )
             plan = make_plan(wanted, driver, time.monotonic() - self.start)
-        if plan.to_dict() not in ledger.plans:
-            ledger.add_plan(plan.to_dict())
+        record = json.loads(json.dumps(plan.to_dict()))
+        if record not in ledger.plans:
+            ledger.add_plan(record)
         config = self._config(plan, arms, left_out)
         write_atomic(self.folder / "config.json", json.dumps(config, indent=1))
         return plan
@@ -206,9 +207,7 @@ class Session:
 
     def _engine(self) -> LocalEngine:
         job = Job(self.task, self.setting)
-        return LocalEngine(
-            job, self.folder, workers=self.workers, key=self._key, log=self.folder / "workers.log"
-        )
+        return LocalEngine(job, self.folder, workers=self.workers, key=self._key, log=self.folder / "workers.log")
 
     def _key(self, trial: Trial) -> str:
         return trial.key(self._identity)
@@ -261,7 +260,7 @@ def _outcomes(plan: Plan, results: Mapping[Trial, Result]) -> list[CellOutcome]:
     return [cell for cell in cells if cell is not None and cell.looks]
 
 
-def _rates(outcomes) -> dict[tuple[str, int], float]:
+def _rates(outcomes: Iterable[CellOutcome]) -> dict[tuple[str, int], float]:
     return {(arm.norm, cell.batch_size): arm.learning_rate for cell in outcomes for arm in cell.arms}
 
 
@@ -291,7 +290,9 @@ def _folder(out: str | Path | None, task: Task) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder} must be a folder that can be written to ({error.strerror}); take another --out") from error
+        raise UsageError(
+            f"{folder} must be a folder that can be written to ({error.strerror}); take another --out"
+        ) from error
     return folder
 
 
@@ -300,7 +301,18 @@ def _text(norm: str | Mapping[str, str]) -> str:
 
 
 def _csv(rows: Sequence[Content]) -> str:
-    fixed = ["arm", "batch_size", "learning_rate", "seed", "length", "stage", "status", "reason", "seconds", "key"]
+    fixed = [
+        "arm",
+        "batch_size",
+        "learning_rate",
+        "seed",
+        "length",
+        "stage",
+        "status",
+        "reason",
+        "seconds",
+        "key",
+    ]
     measures = sorted({name for row in rows for name in row["measures"]})
     file = io.StringIO()
     writer = csv.DictWriter(file, fixed + measures, extrasaction="ignore", restval="")

@@ -17,7 +17,7 @@ from normwise.experiment.task import Task
 from normwise.experiment.trial import Result
 
 SCHEMA = 1
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "optuna")
+PACKAGES = ("normwise", "torch", "numpy", "scipy", "scikit-learn", "optuna")
 POINTS = ("accuracy",)  # scores that are fractions, shown in percent
 
 
@@ -108,9 +108,7 @@ def configuration(
 
 def versions() -> dict[str, str]:
     """The versions that matter."""
-    import normwise
-
-    found = {"normwise": normwise.__version__, "python": platform.python_version()}
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -158,7 +156,8 @@ def next_step(content: dict[str, Any]) -> str:
     found = content["verdict"]
     if not found["norm"]:
         return ""
+    training = f"learning rate {found['learning_rate']:g}, batch size {found['batch_size']}"
     if found["norm"] == "keep":
-        return f"# keep the model as it is; learning rate {found['learning_rate']:g}, batch size {found['batch_size']}"
+        return f"# keep the model as it is; train with {training}"
     spec = found["norm"] if found["norm"].startswith("{") else repr(found["norm"])
-    return f"nw.swap(model, {spec})  # then train with learning rate {found['learning_rate']:g}, batch size {found['batch_size']}"
+    return f"nw.swap(model, {spec})  # then train with {training}"

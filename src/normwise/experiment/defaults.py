@@ -43,19 +43,31 @@ def sgd(params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The loss of integer targets: mean cross-entropy of the outputs (N, classes, ...)."""
+    """The loss of integer targets: mean cross-entropy of the outputs (N, classes, ...).
+
+    >>> cross_entropy(nn.Identity(), (torch.zeros(1, 2), torch.tensor([1])))
+    tensor(0.6931)
+    """
     x, y = batch
     return F.cross_entropy(model(x), y)
 
 
 def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The loss of float targets: mean squared error; outputs (N, 1) fit targets (N,)."""
+    """The loss of float targets: mean squared error; outputs (N, 1) fit targets (N,).
+
+    >>> squared_error(nn.Identity(), (torch.zeros(2, 1), torch.tensor([1.0, 2.0])))
+    tensor(2.5000)
+    """
     x, y = batch
     return F.mse_loss(model(x).view_as(y), y)
 
 
 def accuracy(model: nn.Module, loader: Batched) -> float:
-    """The score of integer targets: the share of right answers; NaN where the model gives NaN."""
+    """The score of integer targets: the share of right answers; NaN where the model gives NaN.
+
+    >>> accuracy(nn.Identity(), [(torch.eye(2), torch.tensor([0, 0]))])
+    0.5
+    """
     right, count = 0, 0
     with evaluating(model):
         for x, y in loader:
@@ -68,7 +80,11 @@ def accuracy(model: nn.Module, loader: Batched) -> float:
 
 
 def log_loss(model: nn.Module, loader: Batched) -> float:
-    """Mean cross-entropy in evaluation mode, in nats: sharper than accuracy, lower is better."""
+    """Mean cross-entropy in evaluation mode, in nats: sharper than accuracy, lower is better.
+
+    >>> round(log_loss(nn.Identity(), [(torch.zeros(1, 2), torch.tensor([1]))]), 4)
+    0.6931
+    """
     total, count = 0.0, 0
     with evaluating(model):
         for x, y in loader:
@@ -81,14 +97,16 @@ def r_squared(model: nn.Module, loader: Batched) -> float:
     """The score of float targets: explained share of the variance, 1 - SSE / SST, mean over outputs.
 
     An output that does not vary counts as 1 if it is met exactly, else as 0.
+
+    >>> r_squared(nn.Identity(), [(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))])
+    0.5
     """
     with evaluating(model):
         pairs = [(model(x).view_as(y).double(), y.double()) for x, y in loader]
     if not pairs:
         return math.nan
     guess, y = (
-        torch.cat(parts).flatten(1) if parts[0].ndim > 1 else torch.cat(parts)
-        for parts in zip(*pairs, strict=True)
+        torch.cat(parts).flatten(1) if parts[0].ndim > 1 else torch.cat(parts) for parts in zip(*pairs, strict=True)
     )
     error, spread = ((guess - y) ** 2).sum(0), ((y - y.mean(0)) ** 2).sum(0)
     return float(torch.where(spread > 0, 1 - error / spread, (error == 0).double()).mean())
@@ -131,7 +149,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_output(model: nn.Module, batch: Any, classes: int | None) -> None:
-    """Raises a UsageError where the default loss cannot understand the batch or the model's output."""
+    """Raises a UsageError where the default loss cannot understand the batch or the model's output.
+
+    >>> check_output(nn.Identity(), (torch.zeros(2, 3), torch.tensor([0, 1])), classes=3)
+    """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise UsageError(
             f"a batch that is {describe(batch)} needs the task's own loss(model, batch) and "

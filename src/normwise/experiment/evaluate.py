@@ -1,10 +1,7 @@
 """What a trained network is worth: its scores, also under other statistics than the remembered ones."""
 
 import copy
-import math
-from typing import Any
 
-import torch
 from torch import nn
 
 from normwise.experiment.setting import Setting
@@ -36,9 +33,7 @@ def _gap(task: Task, model: nn.Module, parts: Parts, setting: Setting) -> dict[s
     return finite(train=task.score(model, setting.batches(parts.train.subset(range(size)), collate=task.collate)))
 
 
-def _statistics(
-    task: Task, model: nn.Module, parts: Parts, trial: Trial, setting: Setting
-) -> dict[str, float]:
+def _statistics(task: Task, model: nn.Module, parts: Parts, trial: Trial, setting: Setting) -> dict[str, float]:
     """The judge score with the batch's own statistics, and with running statistics taken afresh."""
     if not any(getattr(module, "running_mean", None) is not None for module in model.modules()):
         return {}
@@ -55,6 +50,7 @@ def forget_statistics(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for module in model.modules():
         if getattr(module, "running_mean", None) is not None:
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-            module.track_running_stats = False
+            forgotten = {"running_mean": None, "running_var": None, "num_batches_tracked": None}
+            for name, value in {**forgotten, "track_running_stats": False}.items():
+                setattr(module, name, value)
     return model

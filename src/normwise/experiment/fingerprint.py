@@ -32,12 +32,20 @@ def digest(*parts: Any) -> str:
 
 
 def source_digest(function: Any) -> str:
-    """A hash of a function's or class's source, of the user's code that it uses, and of what it holds."""
+    """A hash of a function's or class's source, of the user's code that it uses, and of what it holds.
+
+    >>> source_digest(functools.partial(round, 2.5)) == source_digest(functools.partial(round, 3.5))
+    False
+    """
     return digest(_source(function, {}))
 
 
 def model_digest(model: Callable[[], nn.Module]) -> str:
-    """A hash of a factory, of the model's repr, shapes and classes, and of weights that no seed changes."""
+    """A hash of a factory, of the model's repr, shapes and classes, and of weights that no seed changes.
+
+    >>> model_digest(lambda: nn.Linear(2, 2)) == model_digest(lambda: nn.Linear(2, 3))
+    False
+    """
     with reproducible(0):
         first = model()
     with reproducible(1):
@@ -52,7 +60,12 @@ def model_digest(model: Callable[[], nn.Module]) -> str:
 
 
 def data_digest(data: Data) -> str:
-    """A hash of all numbers of data in memory; of other data their lengths, first and last samples."""
+    """A hash of all numbers of data in memory; of other data their lengths, first and last samples.
+
+    >>> x, y = torch.zeros(2, 1), torch.zeros(2)
+    >>> data_digest(Data(Arrays(x, y))) == data_digest(Data(Arrays(x, y + 1)))
+    False
+    """
     return digest(*(_set(samples) for samples in data.sets))
 
 
@@ -118,11 +131,18 @@ def _source(thing: Any, seen: dict[int, Any]) -> list[Any]:
 
 def _text(thing: Any) -> Any:
     """The source text, else the compiled code."""
+    name = getattr(thing, "__qualname__", "")
     try:
-        return inspect.getsource(thing)
+        source = inspect.getsource(thing)
+        if not name.endswith("<lambda>"):  # of which two may stand in one line
+            return source
     except (OSError, TypeError):
-        code = [function.__code__ for function in _functions(thing)]
-        return [getattr(thing, "__qualname__", ""), [[c.co_code.hex(), repr(c.co_names)] for c in code]]
+        pass
+    code = [function.__code__ for function in _functions(thing)]
+    return [
+        name,
+        [[c.co_code.hex(), c.co_names, [k for k in c.co_consts if isinstance(k, PLAIN)]] for c in code],
+    ]
 
 
 def _functions(thing: Any) -> list[FunctionType]:
@@ -190,7 +210,9 @@ def _is_followed(value: Any) -> bool:
 
 def _is_users(module: ModuleType | None) -> bool:
     """Whether a module is the user's own: neither installed nor part of Python or of this library."""
-    if module is None or module.__name__.partition(".")[0] == "normwise":
+    if module is None:
+        return True
+    if module.__name__.partition(".")[0] == "normwise":
         return False
     origin = getattr(module, "__file__", None)
     if origin is None:

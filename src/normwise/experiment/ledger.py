@@ -6,6 +6,7 @@ continue; the files that workers hand over under `trials/` are only the way into
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,18 +35,12 @@ class Ledger:
     """
 
     def __init__(self, study: "Study", close: Callable[[], None], warnings: list[str]) -> None:
-        self._study = study
-        self.close = close
+        self._study, self._close = study, close
+        self._thread = ThreadPoolExecutor(1)
         self.warnings = warnings
         self.results: dict[str, Result] = {}
-        for trial in study.get_trials(deepcopy=False):
-            attributes = trial.user_attrs
-            if "key" in attributes:
-                self.results.setdefault(attributes["key"], Result.from_json(attributes["result"]))
-        attributes = study.user_attrs
-        self.plans: list[dict[str, Any]] = [
-            attributes[name] for name in sorted(attributes) if name.startswith("plan ")
-        ]
+        self.plans: list[dict[str, Any]] = []
+        self._do(self._load)
 
     @classmethod
     def open(
@@ -63,9 +58,7 @@ class Ledger:
         warnings: list[str] = []
         storage, close = open_storage(folder, url, warnings)
         try:
-            study = open_study(
-                storage, "normwise" if url is None else folder.resolve().name, higher_is_better
-            )
+            study = open_study(storage, "normwise" if url is None else folder.resolve().name, higher_is_better)
             _check(study, fingerprint, folder)
             return cls(study, close, warnings)
         except BaseException:
@@ -74,14 +67,22 @@ class Ledger:
 
     def add(self, key: str, result: Result) -> None:
         """Records a finished trial, unless its key is known."""
-        if key not in self.results:
-            self._study.add_trial(record(key, result))
-            self.results[key] = result
+
+        def write() -> None:
+            if key not in self.results:
+                self._study.add_trial(record(key, result))
+                self.results[key] = result
+
+        self._do(write)
 
     def add_plan(self, plan: dict[str, Any]) -> None:
         """Records a plan (anything that JSON can hold) after those before it."""
-        self._study.set_user_attr(f"plan {len(self.plans):05}", plan)
-        self.plans.append(plan)
+
+        def write() -> None:
+            self._study.set_user_attr(f"plan {len(self.plans):05}", plan)
+            self.plans.append(plan)
+
+        self._do(write)
 
     def ingest(self, folder: Path, key: Callable[[Trial], str] | None = None) -> int:
         """Adds what workers handed over and no driver recorded; returns how many that were.
@@ -103,6 +104,12 @@ class Ledger:
             path.unlink(missing_ok=True)
         return len(self.results) - before
 
+    def close(self) -> None:
+        """Lets go of the storage."""
+        self._do(self._close)
+        self._thread.shutdown()
+        self._close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -110,6 +117,17 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _do(self, step: Callable[[], None]) -> None:
+        """Does it in a thread of its own: Ctrl-C ends the waiting here, never the writing there."""
+        self._thread.submit(step).result()
+
+    def _load(self) -> None:
+        for trial in self._study.get_trials(deepcopy=False):
+            if key := trial.user_attrs.get("key"):
+                self.results.setdefault(key, Result.from_json(trial.user_attrs["result"]))
+        attributes = self._study.user_attrs
+        self.plans += [attributes[name] for name in sorted(attributes) if name.startswith("plan ")]
 
 
 class Lock:
@@ -137,14 +155,12 @@ class Lock:
             self._pid.write_text(str(os.getpid()))
         except Timeout:
             raise UsageError(
-                f"{self._folder} is in use by the normwise process {self._owner()}; "
-                "let it end, or take another --out"
+                f"{self._folder} is in use by the normwise process {self._owner()}; let it end, or take another --out"
             ) from None
         except OSError as error:
             self._lock.release()
             raise UsageError(
-                f"{self._folder} must be a folder that can be written to ({error.strerror}); "
-                "take another --out"
+                f"{self._folder} must be a folder that can be written to ({error.strerror}); take another --out"
             ) from error
         return self
 

@@ -54,9 +54,7 @@ def find_network(model: Any, facts: Facts, data: Data) -> Network:
     if isinstance(make, nn.Module):
         return Network(Copies(make), name, own=True)
     if not callable(make):
-        raise UsageError(
-            f"the model must be a torch.nn.Module or a function that makes one, got {describe(make)}"
-        )
+        raise UsageError(f"the model must be a torch.nn.Module or a function that makes one, got {describe(make)}")
     if required_parameters(make):
         raise UsageError(f"{name} makes the model and must be callable without arguments")
     return Network(make, name, own=True)

@@ -1,19 +1,17 @@
 """Explains oddities where they occur: what a reader would otherwise take for a mistake or a law of nature."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from normwise.experiment.arms import Arm
-
-if TYPE_CHECKING:
-    from normwise.experiment.scorecard import Evidence
+from normwise.experiment.evidence import Evidence
 
 Note = dict[str, Any]
 FEW = 8  # values per statistic below which batch statistics are mostly noise
 SMALL_BATCH = 8
 
 
-def notes(evidence: "Evidence") -> list[Note]:
+def notes(evidence: Evidence) -> list[Note]:
     """The notes that apply, in the order of the table."""
     return [note for explain in EXPLANATIONS for note in explain(evidence)]
 
@@ -26,7 +24,7 @@ def _pools_over_batch(arm: Arm) -> bool:
     return arm.over_batch
 
 
-def _two_values(e: "Evidence") -> Iterator[Note]:
+def _two_values(e: Evidence) -> Iterator[Note]:
     for arm in filter(_pools_over_batch, e.arms):
         for size in (size for size, count in arm.values.items() if count == 2):
             yield _note(
@@ -39,7 +37,7 @@ def _two_values(e: "Evidence") -> Iterator[Note]:
             )
 
 
-def _few_values(e: "Evidence") -> Iterator[Note]:
+def _few_values(e: Evidence) -> Iterator[Note]:
     for arm in filter(_pools_over_batch, e.arms):
         for size in (size for size, count in arm.values.items() if 2 < count <= FEW):
             yield _note(
@@ -52,7 +50,7 @@ def _few_values(e: "Evidence") -> Iterator[Note]:
             )
 
 
-def _not_punished(e: "Evidence") -> Iterator[Note]:
+def _not_punished(e: Evidence) -> Iterator[Note]:
     for arm in filter(_pools_over_batch, e.arms):
         sizes = [size for size, count in arm.values.items() if size <= SMALL_BATCH and count > FEW]
         if sizes:
@@ -67,7 +65,7 @@ def _not_punished(e: "Evidence") -> Iterator[Note]:
             )
 
 
-def _before_pooling(e: "Evidence") -> Iterator[Note]:
+def _before_pooling(e: Evidence) -> Iterator[Note]:
     for arm in e.arms:
         if arm.before_pooling:
             yield _note(
@@ -80,7 +78,7 @@ def _before_pooling(e: "Evidence") -> Iterator[Note]:
             )
 
 
-def _same_network(e: "Evidence") -> Iterator[Note]:
+def _same_network(e: Evidence) -> Iterator[Note]:
     for arm in e.arms:
         if arm.aliases:
             names = ", ".join(arm.aliases)
@@ -100,7 +98,7 @@ def _same_network(e: "Evidence") -> Iterator[Note]:
             )
 
 
-def _high_rate(e: "Evidence") -> Iterator[Note]:
+def _high_rate(e: Evidence) -> Iterator[Note]:
     for size in e.plan.batch_sizes:
         instance, batch = (e.rates.get((name, size)) for name in ("instance", "batch"))
         if instance and batch and instance >= 2.9 * batch:
@@ -113,7 +111,7 @@ def _high_rate(e: "Evidence") -> Iterator[Note]:
             )
 
 
-EXPLANATIONS: tuple[Callable[["Evidence"], Iterator[Note]], ...] = (
+EXPLANATIONS: tuple[Callable[[Evidence], Iterator[Note]], ...] = (
     _two_values,
     _few_values,
     _not_punished,

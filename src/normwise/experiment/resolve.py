@@ -55,7 +55,7 @@ def resolve(task: Any = None, model: Any = None, data: Any = None) -> Task:
     if "data" not in said:
         raise UsageError(f"{name} has no data: give it data(), or name them with --data")
     source = find(said["data"])
-    if data is not None and (task is None or task in BUILT_IN):
+    if data is not None and (task is None or name in BUILT_IN):
         name = source.name
     return _assemble(name, said, source)
 
@@ -68,11 +68,9 @@ def _understand(task: Any) -> tuple[str, Said | Callable[[Any], Any]]:
         if task.partition(":")[0] in BUILT_IN:
             return task.partition(":")[0], {"data": task}
         if ":" not in task:
-            raise UsageError(
-                f"unknown task {task!r}; known: {', '.join(BUILT_IN)}, {FORMS}{hint(task, BUILT_IN)}"
-            )
+            raise UsageError(f"unknown task {task!r}; known: {', '.join(BUILT_IN)}, {FORMS}{hint(task, BUILT_IN)}")
         return _made(task.rpartition(":")[2], task, load_object(task))
-    if isinstance(task, type) or (callable(task) and not hasattr(task, "model")):
+    if isinstance(task, type) or (callable(task) and not isinstance(task, nn.Module) and not hasattr(task, "model")):
         name = getattr(task, "__name__", type(task).__name__)
         return _made(name, name, task)
     return _attributes(type(task).__name__, task, "the task")
@@ -94,9 +92,7 @@ def _attributes(name: str, value: Any, what: str) -> tuple[str, Said]:
     said = {key: found for key in ATTRIBUTES if (found := getattr(value, key, None)) is not None}
     if isinstance(value, nn.Module) or not ("model" in said or "data" in said):
         wanted = "; a network alone is given as the model" if isinstance(value, nn.Module) else ""
-        raise UsageError(
-            f"{what} must be a task, an object with model() and data(), got {describe(value)}{wanted}"
-        )
+        raise UsageError(f"{what} must be a task, an object with model() and data(), got {describe(value)}{wanted}")
     return str(said.get("name", name)), said
 
 
@@ -198,11 +194,13 @@ def _complete(task: Task, said: Said, classes: int | None, notes: list[str]) -> 
 
 def _usual_rate(task: Task, model: nn.Module) -> float:
     """0.1 for SGD; for another optimizer the rate that it has in PyTorch (Adam: 0.001)."""
-    optimizer = call(lambda: task.optimizer(model.parameters(), 0.1), "optimizer(params, lr)")
-    usual = inspect.signature(type(optimizer)).parameters.get("lr")
-    if isinstance(optimizer, torch.optim.SGD) or usual is None or not isinstance(usual.default, float):
+    if task.optimizer is defaults.sgd:
         return 0.1
-    return usual.default
+    optimizer = call(lambda: task.optimizer(model.parameters(), 0.1), "optimizer(params, lr)")
+    if isinstance(optimizer, torch.optim.SGD) or not isinstance(optimizer, torch.optim.Optimizer):
+        return 0.1
+    usual = inspect.signature(type(optimizer)).parameters.get("lr")
+    return usual.default if usual is not None and isinstance(usual.default, float) else 0.1
 
 
 def _delta(given: Any, score_name: str) -> float | None:

@@ -6,42 +6,8 @@ from typing import Any
 
 from normwise.experiment.arms import Arm
 from normwise.experiment.contrast import interval
+from normwise.experiment.evidence import Evidence
 from normwise.experiment.notes import notes
-from normwise.experiment.plan import Plan
-from normwise.experiment.trial import Result
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Everything that was measured, in one place: the plan, the arms, the chosen rates, all results."""
-
-    plan: Plan
-    arms: tuple[Arm, ...]
-    rates: dict[tuple[str, int], float]
-    results: tuple[Result, ...]
-    score_name: str
-    in_points: bool
-
-    def race(self, arm: str, batch_size: int) -> dict[int, Result]:
-        """The results of the race by seed: full length, chosen rate, fresh seeds."""
-        seeds = set(self.plan.race_seeds(self.plan.looks[-1]))
-        return {
-            r.trial.seed: r
-            for r in self.of_kind("train", arm, batch_size)
-            if r.trial.length == 1 and r.trial.seed in seeds and r.trial.learning_rate == self.rates[arm, batch_size]
-        }
-
-    def of_kind(self, kind: str, arm: str, batch_size: int) -> list[Result]:
-        return [
-            r
-            for r in self.results
-            if r.trial.kind == kind and (r.trial.arm, r.trial.batch_size) == (arm, batch_size)
-        ]
-
-    def measured(self, arm: str, batch_size: int, name: str) -> dict[int, float]:
-        """One measure of the race by seed, where it was taken."""
-        return {s: r.measures[name] for s, r in self.race(arm, batch_size).items() if name in r.measures}
-
 
 Cell = dict[str, Any]
 NOT_MEASURED: Cell = {"text": "not measured", "value": None, "low": None, "high": None, "note": None}
@@ -100,8 +66,8 @@ def rows_for(evidence: Evidence) -> list[Row]:
     score_unit = "%" if evidence.in_points else ""
     return [
         Row("pools", "Averaged over", "", "by definition", lambda e, a, n: cell(None, a.pools), False),
-        Row("score", f"Score ({evidence.score_name})", score_unit, "judge samples, fresh seeds, mean and t interval", _score),
-        Row("loss", "Log-loss", "nats", "judge samples, same trials; depends on the chosen rate", _of("judge_loss", ".3f")),
+        Row("score", f"Score ({evidence.score_name})", score_unit, "judge samples of fresh seeds, t interval", _score),
+        Row("loss", "Log-loss", "nats", "judge samples; depends on the chosen rate", _of("judge_loss", ".3f")),
         Row("sensitivity", "Gain from smallest to largest batch", points,
             "score at the largest minus at the smallest batch size, paired by seed", _sensitivity, False),
         Row("values", "Values per statistic", "values",
@@ -117,7 +83,7 @@ def rows_for(evidence: Evidence) -> list[Row]:
             "folded where it can be; median of 20 with quartiles, one thread, loss included", _inference),
         Row("size", "Parameters + buffers", "numbers", "of the whole network, before folding", _size, False),
         Row("growth", "Gradient growth per layer", "x",
-            "factor of the squared gradient per norm layer towards the input, at initialization; 1 is stable", _growth, False),
+            "factor of the squared gradient per norm layer towards the input, before training", _growth, False),
         Row("highest_rate", "Highest rate that trains", "",
             "60 steps at a constant rate lower the loss by a tenth; grid a factor of 3 apart", _highest, False),
         Row("rate", "Chosen learning rate", "", "tuned on validation samples with seeds of its own", _rate),
@@ -219,11 +185,13 @@ def _growth(e: Evidence, arm: Arm, size: int) -> Cell:
 
 
 def _highest(e: Evidence, arm: Arm, size: int) -> Cell:
-    values = sorted(r.measures["highest_rate"] for r in e.of_kind("probe", arm.name, size) if "highest_rate" in r.measures)
+    """The median over seeds; a seed where not even the chosen rate lowers the loss so soon counts as below it."""
+    probes = e.of_kind("probe", arm.name, size)
+    values = sorted(r.measures.get("highest_rate", 0.0) for r in probes)
     if not values:
         return NOT_MEASURED
-    middle = values[len(values) // 2]
-    return cell(middle, f"{middle:.3g} ({values[0]:.3g} to {values[-1]:.3g})", values[0], values[-1])
+    low, middle, high = (f"{v:.3g}" if v else "below chosen" for v in (values[0], values[len(values) // 2], values[-1]))
+    return cell(values[len(values) // 2], f"{middle} ({low} to {high})", values[0], values[-1])
 
 
 def _rate(e: Evidence, arm: Arm, size: int) -> Cell:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Setting:
     def batches(self, *args: Any, **options: Any) -> Batches:
         """Batches that arrive on the device."""
         batches = Batches(*args, **options)
-        return batches if self.device == "cpu" else _Placed(batches, self.device)
+        return batches if self.device == "cpu" else cast(Batches, _Placed(batches, self.device))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ class Parts(NamedTuple):
     judge: Samples
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """All that an experiment needs to know of a problem; `resolve` makes one. It travels to worker processes.
 
@@ -57,7 +57,10 @@ class Task:
     own_model: bool = False
     model_name: str = ""
     data_name: str = ""
-    assumptions: tuple[str, ...] = field(default=(), repr=False)
+    assumptions: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Task({self.name}: {self.model_name}, {self.score_name}, {self.epochs:g} epochs)"
 
     def with_epochs(self, epochs: float) -> "Task":
         """The same task, trained for another length."""
@@ -104,9 +107,7 @@ class Task:
         if self.own_loop is not None:
             return {**said, "train": source_digest(self.own_loop)}
         data = self.data()
-        in_memory = all(
-            targets_of(samples) is not None and hasattr(samples, "inputs") for samples in data.sets
-        )
+        in_memory = all(targets_of(samples) is not None and hasattr(samples, "inputs") for samples in data.sets)
         read = self.data.read if isinstance(self.data, Source) else self.data
         return {
             **said,
@@ -168,10 +169,8 @@ def own_parts(own_split: Callable[[int], Sequence[Any]], data: Data, seed: int) 
         raise UsageError(f"split(seed) must return (train, validation, judge), got {describe(given)}")
     if all(_is_index(part) for part in given):
         if len(data.sets) > 1:
-            raise UsageError(
-                "split(seed) gave indices, which need data() to give one data set; it gave separate sets"
-            )
-        drawn = Split(*(torch.as_tensor(part).flatten() for part in given))
+            raise UsageError("split(seed) gave indices, which need data() to give one data set; it gave separate sets")
+        drawn = Split(*(torch.as_tensor(part) for part in given))
         _check_indices(drawn, len(data.train))
         return Parts(*(data.train.subset(index.long()) for index in drawn))
     parts = Parts(*(as_samples(part, f"split({seed})") for part in given))
@@ -187,15 +186,12 @@ def _is_index(part: Any) -> bool:
 
 
 def _check_indices(drawn: Split, size: int) -> None:
+    if empty := [name for name, index in drawn._asdict().items() if len(index) == 0]:
+        raise UsageError(f"split(seed): {empty[0]} is empty")
     everyone = torch.cat([index.unique() for index in drawn])
     if everyone.is_floating_point() or everyone.dtype == torch.bool:
         raise UsageError(f"split(seed) must return whole numbers as indices, got {everyone.dtype}")
-    for name, index in drawn._asdict().items():
-        if len(index) == 0:
-            raise UsageError(f"split(seed): {name} is empty")
     if everyone.min() < 0 or everyone.max() >= size:
-        raise UsageError(
-            f"split(seed): indices must lie in 0 .. {size - 1}, got {everyone.min()} .. {everyone.max()}"
-        )
+        raise UsageError(f"split(seed): indices must lie in 0 .. {size - 1}, got {everyone.min()} .. {everyone.max()}")
     if len(everyone.unique()) < len(everyone):
         raise UsageError("split(seed): a sample stands in two of train, validation and judge")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normwise.data import Batches
 from normwise.experiment.setting import Setting
@@ -193,6 +193,7 @@ class Handle:
 def own_loop(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str, float]]:
     """The user's own loop."""
     handle = Handle(task, trial, setting)
+    assert task.own_loop is not None
     scores = task.own_loop(handle)
     return Fit(curve=handle.curve), finite(validation=scores.validation, judge=scores.judge)
 

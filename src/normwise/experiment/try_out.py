@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normwise.data import Batches
 from normwise.errors import UsageError
-from normwise.experiment.defaults import check_output
+from normwise.experiment.defaults import check_output, sgd
 from normwise.experiment.task import Task
 from normwise.loading import call, describe, reproducible
 
@@ -30,9 +30,7 @@ def try_out(task: Task, *, classes: int | None, own_loss: bool, own_score: bool)
     _check_loss(_run(lambda: task.loss(model, batch), "loss(model, batch)", batch))
     _check_optimizer(task, model)
     judge = parts.judge.subset(range(min(JUDGED, len(parts.judge))))
-    return _run(
-        lambda: task.score(model, Batches(judge, collate=task.collate)), "score(model, loader)", batch
-    )
+    return _run(lambda: task.score(model, Batches(judge, collate=task.collate)), "score(model, loader)", batch)
 
 
 def make_model(task: Task) -> nn.Module:
@@ -54,29 +52,23 @@ def _run(function: Any, what: str, batch: Any) -> Any:
         except Exception as error:
             shape = describe(batch[0]) if isinstance(batch, tuple | list) and batch else describe(batch)
             reason = str(error).partition("\n")[0]
-            raise UsageError(
-                f"{what} failed on a batch with {shape}: {type(error).__name__}: {reason}"
-            ) from error
+            raise UsageError(f"{what} failed on a batch with {shape}: {type(error).__name__}: {reason}") from error
 
 
 def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        what = describe(loss) + (
-            "" if not isinstance(loss, Tensor) or loss.requires_grad else " without a gradient"
-        )
-        raise UsageError(
-            f"loss(model, batch) must return a tensor with one number and its gradient, got {what}"
-        )
+        what = describe(loss) + ("" if not isinstance(loss, Tensor) or loss.requires_grad else " without a gradient")
+        raise UsageError(f"loss(model, batch) must return a tensor with one number and its gradient, got {what}")
     if not torch.isfinite(loss):
         raise UsageError(f"loss(model, batch) must be finite for the untrained network, got {loss.item()}")
 
 
 def _check_optimizer(task: Task, model: nn.Module) -> None:
+    if task.optimizer is sgd and task.schedule is None:
+        return  # the first optimizer of a process imports torch's compiler, which takes a second
     optimizer = call(lambda: task.optimizer(model.parameters(), task.lr), "optimizer(params, lr)")
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UsageError(
-            f"optimizer(params, lr) must return a torch.optim.Optimizer, got {describe(optimizer)}"
-        )
+        raise UsageError(f"optimizer(params, lr) must return a torch.optim.Optimizer, got {describe(optimizer)}")
     if task.schedule is None:
         return
     make = task.schedule

@@ -36,7 +36,7 @@ class PlaneNorm(Plane):
     the output is 0 and the input has no influence. `track_running_stats=None` is the norm's own habit.
     """
 
-    tracks = True
+    tracks: bool | None = True  # None: never
 
     def __init__(
         self,
@@ -52,8 +52,9 @@ class PlaneNorm(Plane):
     ) -> None:
         if num_features < 1:
             raise ValueError(f"{type(self).__name__}: num_features must be at least 1, got {num_features}.")
-        track = self.tracks if track_running_stats is None else track_running_stats
-        super().__init__(num_features, eps, momentum, affine, track, device, dtype, bias=bias)
+        if track_running_stats is None or self.tracks is None:
+            track_running_stats = bool(self.tracks)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         for name, start in self.starts().items():
             self.register_parameter(name, nn.Parameter(start.to(device, dtype)))
 
@@ -112,14 +113,14 @@ def check_input(module: nn.Module, x: Tensor, num_features: int, mask: Tensor | 
 
 def check_batch(module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
     """Batch statistics need more than one value per channel, and say nothing from two."""
-    if torch.compiler.is_compiling():
+    if ops.tracing():
         return
     values = x.numel() // x.shape[1] if mask is None else int(align(mask, x).sum())
-    if values == 1:
+    if values < 2:
         raise ValueError(
-            f"{type(module).__name__}: batch statistics need at least 2 values per channel (N*H*W), got 1 "
-            f"(input shape {tuple(x.shape)}); use a larger batch, drop the last one, call eval(), or take "
-            "a norm that does not pool over the batch, such as group."
+            f"{type(module).__name__}: batch statistics need at least 2 values per channel (N*H*W), got "
+            f"{values} (input shape {tuple(x.shape)}); use a larger batch, drop the last one, call eval(), "
+            "or take a norm that does not pool over the batch, such as group."
         )
     if values == 2:
         _warn_two(type(module).__name__)

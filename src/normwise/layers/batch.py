@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normwise import ops
 from normwise.layers.base import Plane, PlaneNorm, check_batch
 from normwise.ops import Affine, standardize
-from normwise.table import Moments, wide
+from normwise.table import Moments, convert, wide
 
 
-class _Batch(Plane):
+class AnyBatchNorm(Plane):
     """PyTorch's operator, with running statistics kept by `Running`; the table where there is a mask."""
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -26,18 +25,20 @@ class _Batch(Plane):
                 x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe
             )
         dtype = wide(x.dtype)
-        weight, bias = (t if t is None else t.to(dtype) for t in (self.weight, self.bias))
+        weight, bias = (convert(t, dtype) for t in (self.weight, self.bias))
         if mean is not None and var is not None:
-            return F.batch_norm(x, mean.to(dtype), var.to(dtype), weight, bias, False, 0.0, self.eps)
+            return F.batch_norm(
+                x, convert(mean, dtype), convert(var, dtype), weight, bias, False, 0.0, self.eps
+            )
         # temporaries: with momentum 1 they become the batch's own mean and unbiased variance
-        mean, var = torch.zeros(2, self.num_features, dtype=dtype, device=x.device)
+        mean, var = x.new_zeros(2, x.shape[1], dtype=dtype)
         y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
         if self.remembers():
             self.remember(mean, var)
         return y
 
 
-class BatchNorm(_Batch, PlaneNorm, _BatchNorm):
+class BatchNorm(AnyBatchNorm, PlaneNorm, _BatchNorm):
     """Standardizes each channel over the batch; remembers the statistics for evaluation.
 
     `y = (x - mean_c) / sqrt(var_c + eps) * weight + bias`, statistics over (N, *spatial)
@@ -50,7 +51,7 @@ class BatchNorm(_Batch, PlaneNorm, _BatchNorm):
     """
 
 
-class BatchNorm1d(_Batch, nn.BatchNorm1d):
+class BatchNorm1d(AnyBatchNorm, nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` with the repairs of `Running` and masks.
 
     >>> BatchNorm1d(3)(torch.ones(4, 3)).shape
@@ -58,7 +59,7 @@ class BatchNorm1d(_Batch, nn.BatchNorm1d):
     """
 
 
-class BatchNorm2d(_Batch, nn.BatchNorm2d):
+class BatchNorm2d(AnyBatchNorm, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` with the repairs of `Running` and masks.
 
     >>> BatchNorm2d(3)(torch.ones(4, 3, 2, 2)).shape
@@ -66,7 +67,7 @@ class BatchNorm2d(_Batch, nn.BatchNorm2d):
     """
 
 
-class BatchNorm3d(_Batch, nn.BatchNorm3d):
+class BatchNorm3d(AnyBatchNorm, nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d` with the repairs of `Running` and masks.
 
     >>> BatchNorm3d(3)(torch.ones(4, 3, 2, 2, 2)).shape

@@ -1,12 +1,13 @@
 """Running statistics, in one place: what a norm remembers for evaluation."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from normwise.table import Moments, wide
+from normwise.ops import tracing
+from normwise.table import Moments, convert, wide
 
 _NAMES = ("running_mean", "running_var")
 
@@ -21,15 +22,18 @@ class Running(_NormBase):
 
     def remembered(self) -> tuple[Tensor | None, Tensor | None]:
         """Running mean and variance if they are to be used now, else (None, None)."""
-        if self.training or self.running_mean is None:
+        mean, var = self.running_mean, self.running_var
+        if self.training or mean is None or var is None:
             return None, None
-        return self.running_mean, self.running_var
+        if torch.is_grad_enabled() and not tracing():
+            return mean.clone(), var.clone()  # a training step before the backward pass would change them
+        return mean, var
 
     def observe(self, table: Moments) -> None:
         """Remembers the batch behind a table."""
         if self.remembers():
             pooled = table.pool(0)
-            self.remember(pooled.mean, pooled.unbiased)
+            self.remember(pooled.mean[0], pooled.unbiased[0])
 
     def remembers(self) -> bool:
         """True in training with running statistics, but not while a checkpoint is recomputed."""
@@ -39,14 +43,11 @@ class Running(_NormBase):
 
     def remember(self, mean: Tensor, unbiased_var: Tensor) -> None:
         """Moves on by one batch: `running += momentum * (batch - running)`."""
-        seen, *running_stats = (self.get_buffer(name) for name in ("num_batches_tracked", *_NAMES))
+        seen, *running = (cast(Tensor, self._buffers[name]) for name in ("num_batches_tracked", *_NAMES))
         seen.add_(1)
-        for running, batch in zip(running_stats, (mean, unbiased_var), strict=True):
-            batch = batch.detach().reshape(running.shape).to(running.dtype)
-            if self.momentum is None:
-                running.add_((batch - running) / seen)
-            else:
-                running.lerp_(batch, self.momentum)
+        for remembered, batch in zip(running, (mean, unbiased_var), strict=True):
+            step = convert(batch.detach(), remembered.dtype) - remembered
+            remembered.add_(step / seen if self.momentum is None else step * self.momentum)
 
     def reset_running_stats(self) -> None:
         self._widen({name: self._buffers[name] for name in _NAMES})

@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normwise.errors import UsageError
-from normwise.layers.batch import _Batch
+from normwise.layers.batch import AnyBatchNorm
 from normwise.layers.catalogue import NORMS
 from normwise.layers.entry import NormEntry
-from normwise.layers.within import _RankedInstance
+from normwise.layers.within import RankedInstanceNorm
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def signature(module: nn.Module) -> Hashable:
 
 
 _KNOWN: dict[str, tuple[type[nn.Module], ...]] = {
-    "batch": (_Batch, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    "instance": (_RankedInstance, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    "batch": (AnyBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    "instance": (RankedInstanceNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     "group": (nn.GroupNorm,),
 }
 

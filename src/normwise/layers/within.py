@@ -12,7 +12,7 @@ from normwise import functional, ops
 from normwise.layers.base import Plane, PlaneNorm, check_input, leaf
 from normwise.layers.batch import batch_pool
 from normwise.ops import Affine, standardize
-from normwise.table import Moments, align, planes, wide
+from normwise.table import Moments, align, convert, planes, wide
 
 
 class ChannelAffine(PlaneNorm):
@@ -24,35 +24,37 @@ class ChannelAffine(PlaneNorm):
     6.0
     """
 
-    tracks = False
+    tracks = None
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         y = x if mask is None else x.masked_fill(~align(mask, x), 0)
-        y = y if self.weight is None else y * planes(self.weight[None], x).to(x.dtype)
-        y = y if self.bias is None else y + planes(self.bias[None], x).to(x.dtype)
+        y = y if self.weight is None else y * convert(planes(self.weight[None], x), x.dtype)
+        y = y if self.bias is None else y + convert(planes(self.bias[None], x), x.dtype)
         return y if mask is None else y.masked_fill(~align(mask, x), 0)
 
 
-class _Instance(Plane):
+class AnyInstanceNorm(Plane):
     """PyTorch's operator in the layout of the input; the table where there is a mask."""
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        mean, var = self.remembered()
+        mean, var = self.remembered() if self.track_running_stats else (None, None)
         if mean is None:
-            check_planes(self, x)
+            check_values(self, x)
         if mask is not None:
             rule = partial(_instance, eps=self.eps)
             return ops.normalize(
                 x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe
             )
         dtype = wide(x.dtype)
-        weight, bias = (t if t is None else t.to(dtype) for t in (self.weight, self.bias))
+        weight, bias = (convert(t, dtype) for t in (self.weight, self.bias))
         if mean is not None and var is not None:
-            return F.batch_norm(x, mean.to(dtype), var.to(dtype), weight, bias, False, 0.0, self.eps)
+            return F.batch_norm(
+                x, convert(mean, dtype), convert(var, dtype), weight, bias, False, 0.0, self.eps
+            )
         if not (self.training and self.track_running_stats):
             return functional.instance_norm(x, None, None, weight, bias, True, 1.0, self.eps)
         # the same call while a checkpoint is recomputed, else other tensors would be saved
-        mean, var = torch.zeros(2, self.num_features, dtype=dtype, device=x.device)
+        mean, var = x.new_zeros(2, x.shape[1], dtype=dtype)
         y = functional.instance_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
         if self.remembers():
             self.remember(mean, var)
@@ -61,11 +63,13 @@ class _Instance(Plane):
     def observe(self, table: Moments) -> None:
         if self.remembers():
             counted = torch.as_tensor(table.count, device=table.mean.device).expand_as(table.mean) > 1
-            number = counted.sum(0).clamp(min=1)
-            self.remember(*((value * counted).sum(0) / number for value in (table.mean, table.unbiased)))
+            number = counted.sum(0)
+            new = ((value * counted).sum(0) / number.clamp(min=1) for value in (table.mean, table.unbiased))
+            old = self.get_buffer("running_mean"), self.get_buffer("running_var")
+            self.remember(*(torch.where(number > 0, t, o) for t, o in zip(new, old, strict=True)))
 
 
-class InstanceNorm(_Instance, PlaneNorm, _InstanceNorm):
+class InstanceNorm(AnyInstanceNorm, PlaneNorm, _InstanceNorm):
     """Standardizes each channel of each instance by itself, so it depends on no other instance.
 
     `y = (x - mean_nc) / sqrt(var_nc + eps) * weight + bias`, statistics over the spatial axes
@@ -80,7 +84,7 @@ class InstanceNorm(_Instance, PlaneNorm, _InstanceNorm):
     tracks = False
 
 
-class _RankedInstance(_Instance, _InstanceNorm):
+class RankedInstanceNorm(AnyInstanceNorm, _InstanceNorm):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if not isinstance(x, fx.Proxy) and x.dim() == self._get_no_batch_dim():
             return super().forward(x.unsqueeze(0), mask).squeeze(0)
@@ -96,7 +100,7 @@ class _RankedInstance(_Instance, _InstanceNorm):
         check_input(self, x, self.num_features, mask)
 
 
-class InstanceNorm1d(_RankedInstance, nn.InstanceNorm1d):
+class InstanceNorm1d(RankedInstanceNorm, nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d` with the repairs of `Running` and masks.
 
     >>> InstanceNorm1d(3)(torch.randn(4, 3, 8)).shape
@@ -104,7 +108,7 @@ class InstanceNorm1d(_RankedInstance, nn.InstanceNorm1d):
     """
 
 
-class InstanceNorm2d(_RankedInstance, nn.InstanceNorm2d):
+class InstanceNorm2d(RankedInstanceNorm, nn.InstanceNorm2d):
     """`torch.nn.InstanceNorm2d` with the repairs of `Running`, masks, and channels_last kept.
 
     >>> x = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
@@ -113,7 +117,7 @@ class InstanceNorm2d(_RankedInstance, nn.InstanceNorm2d):
     """
 
 
-class InstanceNorm3d(_RankedInstance, nn.InstanceNorm3d):
+class InstanceNorm3d(RankedInstanceNorm, nn.InstanceNorm3d):
     """`torch.nn.InstanceNorm3d` with the repairs of `Running`, masks, and channels_last kept.
 
     >>> InstanceNorm3d(3)(torch.randn(4, 3, 8, 8, 8)).shape
@@ -122,7 +126,7 @@ class InstanceNorm3d(_RankedInstance, nn.InstanceNorm3d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """`torch.nn.GroupNorm` with masks, exact for a large mean in channels_last too.
+    """`torch.nn.GroupNorm` with masks, exact for a large mean in channels_last too, never silently 0.
 
     Pools channels in `num_groups` equal groups, so it does not depend on the batch:
     `y = (x - mean_ng) / sqrt(var_ng + eps) * weight + bias` (Wu and He, 2018). One group is layer norm.
@@ -140,18 +144,19 @@ class GroupNorm(nn.GroupNorm):
                 f"GroupNorm: x must have shape (N, C, *spatial), got {tuple(x.shape)}; add the batch axis."
             )
         check_input(self, x, self.num_channels, mask)
+        check_values(self, x, self.num_channels // self.num_groups)
         if mask is None:
             return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         rule = partial(_group, groups=self.num_groups, eps=self.eps)
         return ops.normalize(x, rule, (self.weight, self.bias), mask=mask)
 
 
-def check_planes(module: nn.Module, x: Tensor) -> None:
-    """A plane of one value has no variance."""
-    if x.shape[2:].numel() == 1:
+def check_values(module: nn.Module, x: Tensor, channels: int = 1) -> None:
+    """One value has no variance: every output would be the bias."""
+    if channels * x.shape[2:].numel() == 1:
         raise ValueError(
-            f"{type(module).__name__}: every plane needs at least 2 values (H*W), got 1 (input shape "
-            f"{tuple(x.shape)}); place it before the pooling, or take group, which pools channels too."
+            f"{type(module).__name__}: every statistic needs at least 2 values (H*W times channels of a "
+            f"group), got 1 (input shape {tuple(x.shape)}); place it before the pooling, or use fewer groups."
         )
 
 

@@ -40,7 +40,7 @@ def _pooled(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return isinstance(module, GLOBAL_POOLS) and _to_one(module.output_size)
     if node.op == "call_function" and node.target in POOL_FUNCTIONS:
         return _to_one(node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size"))
-    if node.op == "call_method" and node.target == "mean" or node.target is torch.mean:
+    if (node.op == "call_method" and node.target == "mean") or node.target is torch.mean:
         return _over_positions(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim"))
     return False
 

@@ -52,7 +52,8 @@ def curves(view: View) -> Figure | None:
 def _curves(view: View, size: int, column: int) -> Curves:
     """Per arm the quartiles of one column of the curves: 1 is the training loss, 2 the validation score."""
     seen: dict[str, dict[float, list[float]]] = {}
-    for row in view.rows("race", batch_size=size, length=1):
+    runs = [row for row in view.race() if row["batch_size"] == size and row["status"] == "ok"]
+    for row in runs:
         for point in row["curve"]:
             if point[column] is not None:
                 seen.setdefault(row["arm"], {}).setdefault(point[0], []).append(point[column])

@@ -12,9 +12,10 @@ from markupsafe import Markup
 from normwise.files import write_atomic
 from normwise.report import tables
 from normwise.report.draw import DARK, Figure
+from normwise.report.facts import facts
 from normwise.report.figures import figures
 from normwise.report.pools import drawing, pools, words
-from normwise.report.text import amount, count, duration, listing, plain
+from normwise.report.text import plain
 from normwise.report.view import Json, View
 
 
@@ -32,12 +33,15 @@ def render(content: dict[str, Any]) -> str:
     """
     view = View(content)
     drawn = figures(content)
+    claim, additions = _parted(view.verdict["statement"])
     return _template().render(
         view=view,
         config=view.config,
         verdict=view.verdict,
         title=_title(view),
-        facts=_facts(view),
+        claim=claim,
+        additions=additions,
+        facts=facts(view),
         main=next((figure for figure in drawn if figure.id == "differences"), None),
         details=[figure for figure in drawn if figure.id != "differences"],
         scorecard=tables.scorecard(view),
@@ -58,70 +62,10 @@ def _title(view: View) -> str:
     return ": ".join(part for part in ("normwise", f"{norm} on {task}" if norm and task else task) if part)
 
 
-def _facts(view: View) -> list[tuple[str, str]]:
-    """How sure and at what cost, one line each."""
-    facts = [("How sure", _sure(view)), ("Training length", _length(view)), ("Cost", _cost(view))]
-    robust = view.verdict.get("robust")
-    if robust and robust.get("statement"):
-        facts.insert(1, ("Over batch sizes", robust["statement"]))
-    return facts
-
-
-def _sure(view: View) -> str:
-    scale, verdict = view.scale, view.verdict
-    if verdict.get("regret_bound") is None:
-        return "No look was taken yet, so there is no bound on what another arm might gain."
-    seeds = sorted(
-        {arm["n"] for cell in view.cells for arm in cell["arms"] if arm.get("state") in ("safe", "alive")}
-    )
-    paired = (
-        f" from {plain(seeds[0])}{f' to {seeds[-1]}' if len(seeds) > 1 else ''} paired seeds" if seeds else ""
-    )
-    tied = verdict.get("tie") or []
-    tie = f" {listing(tied)} tie within that." if len(tied) > 1 else ""
-    lost = scale.size(max(verdict["regret_bound"], 0.0))
-    return (
-        f"{100 * verdict['level']:g} % confidence{paired}: at most {lost} may be lost to another arm; "
-        f"differences up to delta = {scale.size(verdict['delta'])} count as none.{tie}"
-    )
-
-
-def _length(view: View) -> str:
-    changes = view.verdict.get("order_changes_at_double_length")
-    if changes is None:
-        return "Not checked at twice the training length."
-    return (
-        "At twice the training length the order changes."
-        if changes
-        else ("At twice the training length the order stays.")
-    )
-
-
-def _cost(view: View) -> str:
-    config, trials = view.config, len(view.content.get("results") or [])
-    parts = [count(trials, "trial")]
-    if config.get("seconds") is not None:
-        parts.append(f"{duration(config['seconds'])} on {count(config.get('workers') or 1, 'worker')}")
-    setting = [config[key] for key in ("device", "precision") if config.get(key)]
-    said = ", ".join([*parts, *setting])
-    cost = _inference_cost(view)
-    return f"{said}. {cost}" if cost else f"{said}."
-
-
-def _inference_cost(view: View) -> str:
-    norm, size = view.verdict.get("norm"), view.verdict.get("batch_size")
-    arms = [
-        arm
-        for cell in view.cells
-        if cell["batch_size"] == size
-        for arm in cell["arms"]
-        if arm["norm"] == norm
-    ]
-    if not arms or not view.priced or arms[0].get("cost") is None:
-        return ""
-    if not arms[0]["cost"]:
-        return f"At inference {norm} folds away and costs nothing."
-    return f"At inference the norms of {norm} cost {amount(arms[0]['cost'])} bytes and operations a sample."
+def _parted(statement: str) -> tuple[str, str]:
+    """The claim, to be printed large, and what the statement adds to it after the next semicolon."""
+    end = statement.find("; ", statement.find(":") + 1)
+    return (statement, "") if end < 0 else (statement[: end + 1], statement[end + 2 :])
 
 
 def _settings(view: View) -> list[tables.Table]:
@@ -161,8 +105,17 @@ def _panels(drawn: list[Figure]) -> dict[str, list[Json]]:
 
 def _embedded(value: Any) -> Markup:
     """JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_rounded(value), allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits are more than a drawing shows, and a third of the bytes."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _template() -> Template:

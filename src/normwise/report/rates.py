@@ -38,7 +38,7 @@ def rates(view: View) -> Figure | None:
 def _lines(view: View) -> list[Line]:
     seen: dict[tuple[str, int, float], dict[float, list[float]]] = {}
     for row in view.rows("rate"):
-        if "validation" in row["measures"]:
+        if row["status"] == "ok" and "validation" in row["measures"]:
             scores = seen.setdefault((row["arm"], row["batch_size"], row["length"]), {})
             scores.setdefault(row["learning_rate"], []).append(row["measures"]["validation"])
     return [
@@ -94,20 +94,9 @@ def _drawn(view: View, arm: Arm, one: Line) -> Json:
 def _stars(view: View, arm: str, lines: list[Line]) -> Iterator[tuple[int, float, float]]:
     """For each batch size: the rate chosen and its score at full length."""
     for one in lines:
-        rate = _chosen(view, arm, one.batch_size)
+        rate = view.found(arm, one.batch_size).get("learning_rate")
         if one.length >= 1 and rate in one.scores:
             yield one.batch_size, rate, one.scores[rate]
-
-
-def _chosen(view: View, arm: str, size: int) -> float | None:
-    rates = (
-        a["learning_rate"]
-        for c in view.cells
-        if c["batch_size"] == size
-        for a in c["arms"]
-        if a["norm"] == arm
-    )
-    return next(rates, None)
 
 
 def _star(view: View, arm: Arm, size: int, rate: float, score: float) -> Json:
@@ -141,7 +130,9 @@ def _sentence(view: View, lines: list[Line]) -> str:
 
 def _cell_sentence(view: View, size: int, lines: list[Line]) -> str:
     names = dict.fromkeys(one.arm for one in lines if one.batch_size == size)
-    chosen = {name: rate for name in names if (rate := _chosen(view, name, size)) is not None}
+    chosen = {
+        name: rate for name in names if (rate := view.found(name, size).get("learning_rate")) is not None
+    }
     if not chosen:
         return f"Batch size {size}: no rate is chosen yet."
     low, high = min(chosen.values()), max(chosen.values())

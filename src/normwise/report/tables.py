@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from normwise.report.pools import words
 from normwise.report.text import amount, decimal, plain
 from normwise.report.view import Json, View
 
@@ -84,7 +85,10 @@ class _Notes:
 def _scorecard_line(row: Json, notes: _Notes) -> Line:
     size = row.get("batch_size")
     unit = ", ".join(part for part in (row["unit"], f"batch size {size}" if size is not None else "") if part)
-    cells = tuple(_split(cell["text"], notes.of_cell(cell.get("note"))) for cell in row["cells"])
+    said = words if row["id"] == "pools" else str
+    cells = tuple(
+        _split(cell["text"] and said(cell["text"]), notes.of_cell(cell.get("note"))) for cell in row["cells"]
+    )
     return Line(row["title"], unit, row["how"], cells)
 
 
@@ -99,12 +103,12 @@ NUMBERS = (
     "Seeds",
     "Score",
     "Difference",
-    "No other better by",
+    "Regret bound",
     "Worst seed",
     "Failed",
     "State",
     "Loss on judge",
-    "Gain from half to full length",
+    "Gain half to full length",
     "At twice the length",
     "Cost",
 )
@@ -126,7 +130,7 @@ def _numbers(view: View, cell: Json) -> Table:
 
 def _number_line(view: View, arm: Json) -> Line:
     scale = view.scale
-    score, signed, size = scale.score, scale.signed, scale.size
+    score, signed = scale.score, scale.signed
     bound, worst = arm.get("bound"), arm.get("worst")
     double = arm.get("double") or {}
     cost = arm.get("cost")
@@ -135,7 +139,7 @@ def _number_line(view: View, arm: Json) -> Line:
         Cell(str(arm.get("n", ""))),
         _spanned(arm, score, scale.span),
         _spanned(arm.get("difference"), signed, scale.span),
-        Cell("" if bound is None else size(bound)),
+        Cell("" if bound is None else scale.at_most(bound)),
         Cell("" if worst is None else score(worst)),
         Cell(str(arm.get("failures", ""))),
         Cell(STATES.get(arm.get("state") or "", arm.get("state") or "")),
@@ -191,8 +195,9 @@ def _flat(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_flat(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
-        nested = any(isinstance(part, list | tuple) for part in value)
-        return ("; " if nested else ", ").join(map(_flat, value))
+        if value and all(isinstance(part, list | tuple) for part in value):
+            return "; ".join(f"{_flat(part[:-1])}: {_flat(part[-1])}" for part in value)
+        return ", ".join(map(_flat, value))
     if isinstance(value, float):
         return plain(value)
     if value is None or isinstance(value, bool):

@@ -41,6 +41,15 @@ class Scale(NamedTuple):
         """
         return self.number(value) + self.unit
 
+    def at_most(self, value: float) -> str:
+        """The size of a bound, rounded up: what is said to be the most is never less than the truth.
+
+        >>> Scale("accuracy", True, points=True, digits=1).at_most(0.00661)
+        '0.7 points'
+        """
+        steps = math.ceil(round(max(value, 0.0) * self.factor * 10**self.digits, 6))
+        return decimal(steps / 10**self.digits, self.digits) + self.unit
+
     def signed(self, value: float) -> str:
         """A difference with its sign and without its unit."""
         text = self.number(value)
@@ -121,13 +130,13 @@ def listing(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {end}" if first else end
 
 
-def called(name: str) -> str:
+def called(name: str | None) -> str:
     """An arm's name inside a sentence: in quotes where it would read as a plain word.
 
     >>> called("batch"), called("none")
     ('batch', '"none"')
     """
-    return f'"{name}"' if name in ("none", "keep") else name
+    return f'"{name}"' if name in ("none", "keep") else name or ""
 
 
 def count(number: int, noun: str) -> str:

@@ -70,11 +70,24 @@ class View:
         arms = [arm for arm in cell["arms"] if arm.get(key) is not None and arm.get("mean") is not None]
         return sorted(arms, key=lambda arm: arm["mean"], reverse=self.scale.higher_is_better)
 
-    def rows(self, stage: str, **same: Any) -> Iterator[Json]:
-        """The results of a stage that did not fail and have the given fields."""
-        wanted = {"stage": stage, "status": "ok", **same}
-        for row in self.content.get("results") or []:
-            if all(row[key] == value for key, value in wanted.items()):
+    def spanned(self, cell: Json, key: str) -> list[Json]:
+        """The known arms of a cell of which a value has an interval, best first."""
+        return [arm for arm in self.known(cell, key) if arm[key].get("low") is not None]
+
+    def found(self, norm: str | None, batch_size: int | None) -> Json:
+        """What is known of one arm at one batch size; empty where there was no look yet."""
+        arms = (arm for cell in self.cells if cell["batch_size"] == batch_size for arm in cell["arms"])
+        return next((arm for arm in arms if arm["norm"] == norm), {})
+
+    def rows(self, stage: str) -> Iterator[Json]:
+        """The results of a stage, those that failed too."""
+        return (row for row in self.content.get("results") or [] if row["stage"] == stage)
+
+    def race(self) -> Iterator[Json]:
+        """The results behind the verdict; an extended run may hold others, at rates chosen earlier."""
+        for row in self.rows("race"):
+            chosen = self.found(row["arm"], row["batch_size"]).get("learning_rate")
+            if row["length"] == 1 and chosen in (None, row["learning_rate"]):
                 yield row
 
     @property

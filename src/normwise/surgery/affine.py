@@ -24,14 +24,14 @@ def fixed_affine(layer: Found) -> Affine | str:
         return layer.locked
     if name not in ("none", "batch", "instance") and not layer.frozen:
         return f"{layer.what} measures each input, so no fixed weights can hold it"
+    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    if name != "none" and mean is None:
+        return "it remembers no statistics, so it measures each input"
     if norm.training and not layer.frozen:
         return "it is in training mode; call model.eval() first"
     weight, bias = (None if t is None else widened(t.detach()) for t in (norm.weight, norm.bias))
-    if name == "none":
-        return _unchanged(norm).learned(weight, bias)
-    mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
-        return "it remembers no statistics, so it measures each input"
+        return _unchanged(norm).learned(weight, bias)
     return standardize(Moments(widened(mean), widened(var), 1), norm.eps).learned(weight, bias)
 
 

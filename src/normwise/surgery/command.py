@@ -13,9 +13,7 @@ from normwise.surgery.plan import Plan
 from normwise.surgery.swap import swap
 
 
-def swap_and_save(
-    model: str, to: str, *, where: str = "*", out: Path | None = None, dry_run: bool = False
-) -> Plan:
+def swap_and_save(model: str, to: str, *, where: str = "*", out: Path | None = None, dry_run: bool = False) -> Plan:
     """Swaps the norms of the model that `package.module:function` makes; writes plan.json and weights.safetensors.
 
     Without `out` it must be a dry run. Raises UsageError for what cannot work; then nothing is written.

@@ -95,29 +95,27 @@ def _locked(module: nn.Module, state: NormState | None) -> str | None:
     """Why a replacement could lose something of this layer, or None."""
     if hasattr(module, "parametrizations"):
         return "a parametrization computes its weight; remove it first"
-    if any(
-        type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()
-    ):
+    if any(type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()):
         return "weight_norm or spectral_norm computes its weight; remove it first"
     if len(getattr(module, "normalized_shape", "1")) > 1:
         return "it normalizes over several axes at once"
     if state is None or "forward" in vars(module):
         return "it has a forward of its own, and a replacement would lose what it does besides"
-    if type(module).__module__.split(".")[0] not in ("torch", "normwise") and any(
-        True for _ in module.children()
-    ):
+    if type(module).__module__.split(".")[0] not in ("torch", "normwise") and any(True for _ in module.children()):
         return "it holds further layers, which a replacement would lose"
     return None
 
 
-def _exchanged(value: Any, stand_ins: Mapping[nn.Module, nn.Module]) -> Any:
-    """The value itself, or a new container with the modules in it exchanged."""
+def _exchanged(value: Any, stand_ins: Mapping[nn.Module, nn.Module], depth: int = 4) -> Any:
+    """The value itself, or a new container with the modules in it exchanged, some levels deep."""
     if isinstance(value, nn.Module):
         return stand_ins.get(value, value)
+    if depth == 0:
+        return value
     if type(value) is dict:
-        new = {key: _exchanged(each, stand_ins) for key, each in value.items()}
+        new = {key: _exchanged(each, stand_ins, depth - 1) for key, each in value.items()}
         return new if any(new[key] is not value[key] for key in value) else value
     if type(value) in (list, tuple):
-        items = [_exchanged(each, stand_ins) for each in value]
+        items = [_exchanged(each, stand_ins, depth - 1) for each in value]
         return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
     return value

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
@@ -25,6 +26,13 @@ _LINEAR: tuple[Any, ...] = (
 )
 
 
+class Traced(NamedTuple):
+    """What symbolic tracing found; `fixed` names the optional arguments that had to stay at their defaults."""
+
+    sources: Sources
+    fixed: tuple[str, ...] = ()
+
+
 class Look(NamedTuple):
     """What one forward of the example showed: outputs, the rank of each norm's input, and the sources."""
 
@@ -39,26 +47,28 @@ def is_linear(module: nn.Module) -> bool:
     return not own and any(isinstance(module, kind) and _same_forward(type(module), kind) for kind in _LINEAR)
 
 
-def traced_sources(model: nn.Module, norms: Collection[nn.Module]) -> Sources:
+def traced_sources(model: nn.Module, norms: Collection[nn.Module]) -> Traced:
     """By symbolic tracing, so for all inputs; raises what the tracing raises.
 
     Optional arguments of the forward are traced both as given and at their defaults: a norm must have
     the same source both ways.
     """
+    if model in norms:
+        return Traced({model: "its input is the model's own input"})
     parameters = inspect.signature(model.forward).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-    found, failure = [], None
-    for concrete in [None, defaults] if defaults else [None]:
-        try:
-            found.append(_judge_graph(_trace(model, norms, concrete), model, norms))
-        except Exception as error:
-            failure = error
-    if not found:
-        assert failure is not None
-        raise failure
-    return {
-        norm: next((f[norm] for f in found if isinstance(f[norm], str)), found[0][norm]) for norm in norms
-    }
+    found: list[Sources] = []
+    fixed: tuple[str, ...] = ()
+    try:
+        found.append(_judge_graph(_trace(model, norms, None), model, norms))
+    except Exception:
+        if not defaults:
+            raise
+        fixed = tuple(defaults)
+    if defaults:
+        with suppress(Exception) if found else nullcontext():
+            found.append(_judge_graph(_trace(model, norms, defaults), model, norms))
+    return Traced({norm: _agreed([each[norm] for each in found]) for norm in norms}, fixed)
 
 
 def look(model: nn.Module, norms: Collection[nn.Module], example: Any) -> Look:
@@ -83,6 +93,10 @@ def _trace(model: nn.Module, norms: Collection[nn.Module], concrete: dict[str, A
     with quiet(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _Tracer(norms).trace(model, concrete)
+
+
+def _agreed(found: list[nn.Module | str]) -> nn.Module | str:
+    return next((each for each in found if isinstance(each, str)), found[0])
 
 
 def _judge_graph(graph: fx.Graph, model: nn.Module, norms: Collection[nn.Module]) -> Sources:
@@ -140,9 +154,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.ranks: dict[nn.Module, int] = {}
         self._names = {module: name for name, module in model.named_modules()}
-        self._made: dict[
-            int, tuple[nn.Module, Tensor]
-        ] = {}  # the tensor is held, so that its id stays its own
+        self._made: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensor is held, so that its id stays its own
         self._feeds: dict[nn.Module, int] = {}
         self._calls: Counter[nn.Module] = Counter()
         self._touched: Counter[int] = Counter()
@@ -155,9 +167,7 @@ class _Watch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return (
-            False  # PyTorch's default imports its compiler here, for seconds, to guard against compiled code
-        )
+        return False  # PyTorch's default imports its compiler here, for seconds, to guard against compiled code
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in pytree.tree_leaves((args, kwargs)):

@@ -39,9 +39,7 @@ def fold(model: nn.Module, example: Any = None, *, dry_run: bool = False) -> Pla
         owners = _owners(model)
         pairs = [pair for layer in layers if (pair := _pair(plan, layer, sources, owners, seen)) is not None]
         if model.training and not pairs and any("training mode" in left.note for left in plan.left):
-            raise UsageError(
-                "fold: the model is in training mode, where norms follow the batch; call model.eval()."
-            )
+            raise UsageError("fold: the model is in training mode, where norms follow the batch; call model.eval().")
         _apply(model, pairs)
         if seen is not None and pairs:
             _verify(plan, model, pairs, seen.outputs, example)
@@ -146,14 +144,15 @@ def _look(model: nn.Module, norms: list[nn.Module], example: Any) -> Look:
     try:
         return look(model, norms, example)
     except Exception as error:
-        raise UsageError(
-            f"fold: the model does not run on the example: {type(error).__name__}: {error}"
-        ) from error
+        raise UsageError(f"fold: the model does not run on the example: {type(error).__name__}: {error}") from error
 
 
 def _sources(plan: Plan, model: nn.Module, norms: list[nn.Module], seen: Look | None) -> Sources:
     try:
-        return traced_sources(model, norms)
+        sources, fixed = traced_sources(model, norms)
+        if fixed:
+            plan.say(f"followed the forward with {', '.join(fixed)} at their defaults only.")
+        return sources
     except Exception as error:
         why = f"the forward cannot be traced ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     if seen is None:
@@ -165,8 +164,14 @@ def _sources(plan: Plan, model: nn.Module, norms: list[nn.Module], seen: Look | 
 
 def _verify(plan: Plan, model: nn.Module, pairs: list[_Pair], before: list[Tensor], example: Any) -> None:
     """The outputs may move by rounding only."""
-    with quiet(model):
-        after = tensors(call(model, example))
+    try:
+        with quiet(model):
+            after = tensors(call(model, example))
+    except Exception as error:
+        raise UsageError(
+            f"fold: the folded model does not run ({type(error).__name__}: {error}); nothing was folded. "
+            "Does the forward look at the norm itself?"
+        ) from error
     compared = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
     error = max((float((a - b).abs().max()) for a, b in compared), default=0.0)
     size = max((float(a.abs().max()) for a, _ in compared), default=0.0)

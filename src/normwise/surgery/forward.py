@@ -55,9 +55,7 @@ def tensors(output: Any) -> list[Tensor]:
     >>> len(tensors({"logits": torch.zeros(2), "labels": torch.zeros(2, dtype=torch.long)}))
     1
     """
-    return [
-        leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _accepted(model: nn.Module, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -36,21 +36,21 @@ def follow(
         del optimizer.state[parameter]
 
 
-def require_optimizer(optimizer: Any, model: nn.Module) -> None:
-    """The optimizer must hold parameters of this model."""
-    if optimizer is None:
-        return
-    if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
+def require_optimizer(optimizer: Any) -> None:
+    """An optimizer is what has groups and state."""
+    if optimizer is not None and not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
         raise UsageError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+
+
+def require_held(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
+    """The optimizer must hold parameters of this model."""
     known = {id(p) for p in model.parameters()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    if known and not any(id(p) in known for p in held):
+    groups = optimizer.param_groups if optimizer is not None else []
+    if groups and known and not any(id(p) in known for group in groups for p in group["params"]):
         raise UsageError("optimizer holds no parameter of this model; give the one that was built from it.")
 
 
-def _join(
-    groups: list[dict[str, Any]], old: nn.Module, new: nn.Module, path: str, home: dict[str, Any]
-) -> None:
+def _join(groups: list[dict[str, Any]], old: nn.Module, new: nn.Module, path: str, home: dict[str, Any]) -> None:
     """Each new parameter goes behind the one of the same name, else behind the layer's last, else home."""
     mine, held = {id(p) for p in old.parameters()}, {id(p) for group in groups for p in group["params"]}
     for name, parameter in new.named_parameters():

@@ -17,9 +17,7 @@ from normwise.table import Moments, moments
 Call = Callable[[nn.Module, Any], Any]
 
 
-def recalibrate(
-    model: nn.Module, loader: Iterable[Any], call: Call | None = None, *, dry_run: bool = False
-) -> Plan:
+def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = None, *, dry_run: bool = False) -> Plan:
     """Recomputes the running statistics of batch and instance norms over a loader, in one pass.
 
     Batch norm: mean and unbiased variance of all values of a channel, between-batch variance included,
@@ -154,9 +152,7 @@ def _write(plan: Plan, path: str, norm: Any, pooled: _Pool, uses: int) -> None:
     moved = ((pooled.mean[0] - old_mean).abs() / (var + norm.eps).sqrt()).max().item()
     ratio = ((old_var + norm.eps) / (var + norm.eps)).log().abs().max().exp().item()
     name = type(norm).__name__
-    plan.change(
-        path, name, name, f"mean moved by up to {moved:.2g} deviations, variance by up to {ratio:.3g} times"
-    )
+    plan.change(path, name, name, f"mean moved by up to {moved:.2g} deviations, variance by up to {ratio:.3g} times")
     with torch.no_grad():
         norm.get_buffer("running_mean").copy_(pooled.mean[0])
         norm.get_buffer("running_var").copy_(var)

@@ -34,9 +34,7 @@ class Snapshot:
         self._values = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_value(buffer)]
         self._optimizer = optimizer
         groups = optimizer.param_groups if optimizer is not None else []
-        self._groups = [
-            (group, list(group["params"]), list(group.get("param_names", ()))) for group in groups
-        ]
+        self._groups = [(group, list(group["params"]), list(group.get("param_names", ()))) for group in groups]
         self._state = dict(optimizer.state) if optimizer is not None else {}
 
     def restore(self) -> None:
@@ -126,20 +124,14 @@ def _differences(record: _Record) -> Iterator[Callable[[], None]]:
 
 def _members(container: Any) -> Any:
     """By identity: comparing tensors by value would be slow and ambiguous."""
-    return (
-        [id(each) for each in container] if isinstance(container, list) else {id(each) for each in container}
-    )
+    return [id(each) for each in container] if isinstance(container, list) else {id(each) for each in container}
 
 
 def _put_back(now: MutableMapping[str, Any], put: dict[str, Any], drop: list[str]) -> None:
     """Entries return; a module that returns takes the mode of the one that stood in for it."""
     for name, value in put.items():
         stand_in = now.get(name)
-        if (
-            isinstance(value, nn.Module)
-            and isinstance(stand_in, nn.Module)
-            and value.training != stand_in.training
-        ):
+        if isinstance(value, nn.Module) and isinstance(stand_in, nn.Module) and value.training != stand_in.training:
             value.train(stand_in.training)
         now[name] = value
     for name in drop:
@@ -151,11 +143,14 @@ def _refill(container: Any, content: Any) -> None:
     if isinstance(container, list):
         container[:] = content
         return
-    if isinstance(container, dict) and list(container) == list(content):
+    if isinstance(container, set):
+        container.clear()
         container.update(content)
         return
-    container.clear()
-    container.update(content)
+    if list(container) != list(content):
+        container.clear()
+    for key, value in content.items():  # not update: a Counter would add
+        container[key] = value
 
 
 def _has_value(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from normwise.layers.spec import NormSpec, NormState, build, read, signature
 from normwise.surgery.carry import carry_hooks, carry_state
 from normwise.surgery.check import require_runs, require_swapped
 from normwise.surgery.find import Found, norm_layers, replace
-from normwise.surgery.parameters import follow, require_optimizer
+from normwise.surgery.parameters import follow, require_held, require_optimizer
 from normwise.surgery.plan import Plan, operation
 from normwise.surgery.rules import Rules, Spec
 
@@ -45,8 +45,9 @@ def swap(
     'BatchNorm2d'
     """
     rules = Rules.read(to, where)
+    require_optimizer(optimizer)
     with operation("swap", model, optimizer, dry_run=dry_run) as plan:
-        require_optimizer(optimizer, model)
+        require_held(optimizer, model)
         layers = norm_layers(model)
         if not layers:
             raise UsageError(
@@ -94,9 +95,11 @@ def _misfit(layer: Found, spec: NormSpec) -> str:
 def _built(model: nn.Module, layer: Found, spec: NormSpec) -> nn.Module:
     state = _state(layer.module)
     device, dtype = (state.device, state.dtype) if state.device else _nearby(model, layer.path)
-    options: dict[str, Any] = {} if state.eps is None else {"eps": state.eps}
-    if state.track_running_stats != getattr(NORMS[state.spec.name].cls, "tracks", None):
-        options["track_running_stats"] = state.track_running_stats  # chosen by the user: not the norm's habit
+    keeps_eps = state.eps is not None or spec.name == state.spec.name  # None: what RMSNorm calls automatic
+    options: dict[str, Any] = {"eps": state.eps} if keeps_eps else {}
+    habit = getattr(NORMS[state.spec.name].cls, "tracks", None)
+    if habit is not None and state.track_running_stats != habit:
+        options["track_running_stats"] = state.track_running_stats  # the user's choice, not the norm's habit
     options |= {"momentum": state.momentum, "affine": state.affine, "bias": state.bias}
     try:
         new = build(spec, state.num_features, **options, device=device, dtype=dtype)

@@ -1,0 +1,5 @@
+"""`python -m normwise`: the same as the command `normwise`."""
+
+from normwise.cli import main
+
+main()

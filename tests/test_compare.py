@@ -1,0 +1,247 @@
+"""The main job from end to end, on a task that trains in milliseconds."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import small_task
+
+import normwise as nw
+from normwise.errors import UsageError
+
+HERE = Path(__file__).parent
+COMMAND = [sys.executable, "-m", "normwise", "compare", "--json"]
+SMALL = [
+    "--model",
+    "small_task.py:model",
+    "--data",
+    "small_task.py:data",
+    "--epochs",
+    "1",
+    "--budget",
+    "110trials",
+]
+ARMS = ["--norm", "batch", "--norm", "layer", "--norm", "none", "--batch-size", "16"]
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments, check=True, **options):
+    done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=HERE, capture_output=True, text=True, **options)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    done = run(*SMALL, *ARMS, "--out", folder)
+    return folder, json.loads(done.stdout), done.stderr
+
+
+def scores(content):
+    """What must be the same bit for bit: everything measured but times."""
+    timed = ("calibrate",)
+    return {
+        row["key"]: (row["status"], {k: v for k, v in row["measures"].items()}, row["curve"])
+        for row in content["results"]
+        if row["stage"] not in timed
+    }
+
+
+def test_a_run_leaves_what_the_docs_promise(finished):
+    folder, content, said = finished
+    for name in ("report.html", "results.json", "results.csv", "journal.log", "config.json"):
+        assert (folder / name).stat().st_size > 0, name
+    assert content == json.loads((folder / "results.json").read_text())
+    assert content["schema"] == 1
+    assert content["config"]["finished"]
+    assert content["verdict"]["kind"] in ("winner", "tie", "safe", "undecided")
+    assert content["verdict"]["statement"]
+    assert "arms: keep = batch, layer, none" in said
+    with (folder / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(content["results"])
+
+
+def test_every_arm_left_has_eight_paired_fresh_seeds(finished):
+    _, content, _ = finished
+    race = [row for row in content["results"] if row["stage"] == "race"]
+    seeds = {}
+    for row in race:
+        seeds.setdefault(row["arm"], set()).add(row["seed"])
+    assert set(seeds) == {"keep", "layer", "none"}
+    assert all(len(own) >= 8 for own in seeds.values())
+    assert len({frozenset(own & seeds["keep"]) for own in seeds.values()}) == 1
+    tuning = {row["seed"] for row in content["results"] if row["stage"] == "rate"}
+    assert not tuning & set.union(*seeds.values())
+
+
+def test_arms_that_build_the_same_network_run_once(finished):
+    _, content, _ = finished
+    assert content["config"]["arms"][0]["aliases"] == ["batch"]
+    assert not any(row["arm"] == "batch" for row in content["results"])
+
+
+def test_scorecard_has_every_row_for_every_arm(finished):
+    _, content, _ = finished
+    card = content["scorecard"]
+    rows = {row["id"]: row for row in card["rows"]}
+    assert {"pools", "score", "loss", "values", "gap_statistics", "gap_train", "worst", "failures", "step",
+            "inference", "size", "growth", "highest_rate", "rate"} <= set(rows)  # fmt: skip
+    for row in rows.values():
+        assert len(row["cells"]) == len(card["arms"])
+        assert all(cell["text"] != "not measured" for cell in row["cells"]), row["id"]
+    assert [cell["value"] for cell in rows["values"]["cells"]] == [16, 8, 0]
+
+
+def test_same_command_again_runs_nothing_new(finished):
+    folder, content, _ = finished
+    before = (folder / "journal.log").stat().st_size
+    again = json.loads(run("--out", folder).stdout)
+    assert scores(again) == scores(content)
+    assert again["verdict"] == content["verdict"]
+    assert (folder / "journal.log").stat().st_size == before
+
+
+def test_same_config_gives_the_same_scores_with_other_workers(finished, tmp_path):
+    folder, content, _ = finished
+    shutil.copy(folder / "config.json", tmp_path)
+    again = json.loads(run("--out", tmp_path, "--workers", 1).stdout)
+    assert scores(again) == scores(content)
+    assert again["verdict"] == content["verdict"]
+
+
+def test_killed_driver_loses_nothing_and_counts_nothing_twice(finished, tmp_path):
+    folder, content, _ = finished
+    shutil.copy(folder / "config.json", tmp_path)
+    driver = subprocess.Popen(
+        [*COMMAND, "--out", tmp_path], cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    journal = tmp_path / "journal.log"
+    deadline = time.monotonic() + 60
+    while (not journal.exists() or journal.read_text().count('"result"') < 15) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    recorded = journal.read_text().count('"result"')
+    assert 15 <= recorded < len(scores(content))
+    again = json.loads(run("--out", tmp_path).stdout)
+    assert scores(again) == scores(content)
+    keys = [row["key"] for row in again["results"]]
+    assert len(keys) == len(set(keys))
+    assert journal.read_text().count('"result"') == len(keys)
+
+
+def test_ctrl_c_leaves_a_report_and_a_resumable_run(finished, tmp_path):
+    folder, content, _ = finished
+    shutil.copy(folder / "config.json", tmp_path)
+    driver = subprocess.Popen(
+        [*COMMAND, "--out", tmp_path], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    journal = tmp_path / "journal.log"
+    deadline = time.monotonic() + 60
+    while (not journal.exists() or journal.read_text().count('"result"') < 5) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    assert not json.loads(out)["config"]["finished"]
+    assert "interrupted" in (tmp_path / "report.html").read_text().lower()
+    assert scores(json.loads(run("--out", tmp_path).stdout)) == scores(content)
+
+
+def test_more_arms_extend_a_run_and_reuse_its_trials(finished, tmp_path):
+    folder, content, _ = finished
+    for name in ("config.json", "journal.log"):
+        shutil.copy(folder / name, tmp_path)
+    more = [*SMALL[:-1], "200trials", *ARMS, "--norm", "group:4"]
+    grown = json.loads(run(*more, "--out", tmp_path).stdout)
+    assert {arm["name"] for arm in grown["config"]["arms"]} == {"keep", "layer", "none", "group:4"}
+    old = scores(content)
+    assert {key: value for key, value in scores(grown).items() if key in old} == old
+
+
+def test_own_training_loop(tmp_path):
+    found = nw.compare(small_task.own_loop, ["batch", "none"], [16], budget="60trials", out=tmp_path, workers=2)
+    assert found.verdict["kind"] in ("winner", "tie", "safe", "undecided")
+    rows = {row["id"]: row for row in found.scorecard["rows"]}
+    assert rows["values"]["cells"][0]["text"] == "not measured"
+    found.save(tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+BAD = {
+    "unknown norm": (["--norm", "bacth", "--norm", "none"], "did you mean batch"),
+    "groups that do not divide": (["--norm", "group:3", "--norm", "none"], "1, 2, 4 or 8 would do"),
+    "no norm layers": (["--model", "small_task.py:broken_model"], "no normalization layer"),
+    "missing function": (["--model", "small_task.py:modle"], "did you mean 'model'"),
+    "missing module": (["--model", "nowhere.py:model"], "no file 'nowhere.py'"),
+    "wrong thing": (["--model", "small_task.py:data"], "must return"),
+    "NaN": (["--data", "small_task.py:nan_data"], "NaN"),
+    "batch larger than the data": (["--batch-size", "4000"], "training samples"),
+    "batch of one": (["--batch-size", "1", "--norm", "batch", "--norm", "none"], "at least 2 values each"),
+    "budget": (["--budget", "soon"], "90s, 2m or 1h"),
+    "short budget": (["--budget", "10trials"], "smallest that works"),
+    "precision": (["--precision", "fp8"], "fp32, bf16, fp16"),
+    "delta": (["--delta", "-1"], "positive"),
+    "one arm": (["--norm", "batch"], "at least two different arms"),
+    "position norm": (["--norm", "layer-token", "--norm", "none"], "alters no layer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_exit_2(case, tmp_path):
+    arguments, message = BAD[case]
+    out = tmp_path / "run"
+    done = run(*SMALL, "--batch-size", "16", *arguments, "--out", out, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("normwise: ")]) == 1
+    assert not (out / "results.json").exists()
+
+
+def test_instance_norm_on_small_planes_names_the_layer():
+    class Task:
+        model = staticmethod(small_task.small_planes)
+        epochs = 1
+
+        def data(self):
+            inputs, targets = small_task.data().tensors
+            return inputs.repeat(1, 3)[:, :9].reshape(-1, 1, 3, 3), targets
+
+    with pytest.raises(UsageError, match=r"layer '1'.*more than 1|layer '1'.*1"):
+        nw.compare(Task(), ["instance", "none"], [16], budget="60trials", out="unused")
+
+
+def test_a_score_of_its_own_needs_a_delta(tmp_path):
+    with pytest.raises(UsageError, match="--delta"):
+        nw.compare(small_task.Unscored(), ["batch", "none"], [16], budget="60trials", out=tmp_path)
+
+
+def test_unwritable_folder():
+    with pytest.raises(UsageError, match="take another --out"):
+        nw.compare("digits", ["batch", "none"], [16], out="/proc/nothing")
+
+
+def test_help_is_fast_and_needs_no_torch():
+    code = """import sys
+sys.argv = ["normwise", "--help"]
+from normwise.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "compare" in done.stdout
+    assert os.environ.get("COLUMNS") or "swap" in done.stdout
