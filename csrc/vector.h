@@ -71,7 +71,7 @@ template <class T> inline VecFor<T> convert(const Raw<T>& raw) {
     return bits<Vec<float>>(__builtin_convertvector(raw, Vec<uint32_t>) << 16);
   } else if constexpr (std::is_same_v<T, Half>) {
 #if VECTOR_BYTES == 64
-    return bits<Vec<float>>(_mm512_cvtph_ps(bits<__m256i>(raw)));
+    return bits<Vec<float>>(_mm512_maskz_cvtph_ps(0xFFFF, bits<__m256i>(raw)));
 #elif VECTOR_BYTES == 32
     return bits<Vec<float>>(_mm256_cvtph_ps(bits<__m128i>(raw)));
 #else
@@ -97,7 +97,7 @@ template <class T> inline Raw<T> to_stored(VecFor<T> v) {
     return to_bfloat16(v);
   } else if constexpr (std::is_same_v<T, Half>) {
 #if VECTOR_BYTES == 64
-    return bits<Raw<Half>>(_mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+    return bits<Raw<Half>>(_mm512_maskz_cvtps_ph(0xFFFF, bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 #elif VECTOR_BYTES == 32
     return bits<Raw<Half>>(_mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 #else

@@ -65,7 +65,7 @@ def plain(text: str) -> str:
 def reference_page() -> str:
     """Every public name that is a class, a function or a module, in the room of the house it comes from."""
     rooms: dict[str, list[str]] = {room: [] for room in ROOMS}
-    for name in normwise.__all__:
+    for name in dir(normwise):
         value = getattr(normwise, name)
         path = home(value)
         if path:

@@ -70,6 +70,18 @@ class SharedConv(nn.Module):
         return self.norm1(self.conv(x)) + self.norm2(self.conv(x.flip(-1)))
 
 
+class Crossed(nn.Module):
+    """Registered in another order than called, so that pairing neighbours would pair the wrong ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm2 = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.conv2, self.norm1 = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+
+
 class ConvUsedElsewhere(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -298,6 +310,7 @@ ZOO: dict[str, Specimen] = {
     "tied": Specimen(Tied),
     "norm-twice": Specimen(NormTwice),
     "shared-conv": Specimen(SharedConv),
+    "crossed": Specimen(Crossed),
     "conv-used-elsewhere": Specimen(ConvUsedElsewhere),
     "returns-conv": Specimen(ReturnsConv),
     "uses-weights": Specimen(UsesWeights),

@@ -96,9 +96,7 @@ def diverged() -> dict[str, Any]:
     arm["difference"] = {"mean": -0.46, "low": -0.97, "high": 0.05}
     rows = [r for r in made["results"] if (r["arm"], r["batch_size"], r["stage"]) == ("none", 64, "race")]
     for row in rows[:2]:
-        row.update(
-            status="diverged", reason="training loss became nan in epoch 3", curve=[[1.0, 9.1e30, 0.1]]
-        )
+        row.update(status="diverged", reason="training loss became nan in epoch 3", curve=[[1.0, 9.1e30, 0.1]])
         row["measures"] = {"judge": 0.1, "validation": 0.1}
     for row in rows[4:]:
         made["results"].remove(row)
@@ -126,9 +124,7 @@ def bare() -> dict[str, Any]:
         arm.update(loss=None, gain_half_to_full=None, double=None)
     made["verdict"].update(per_batch_size=[cell], robust=None, order_changes_at_double_length=None)
     cell["order_changes_at_double_length"] = None
-    made["results"] = [
-        r | {"curve": []} for r in made["results"] if r["batch_size"] == 64 and r["length"] <= 1
-    ]
+    made["results"] = [r | {"curve": []} for r in made["results"] if r["batch_size"] == 64 and r["length"] <= 1]
     made["config"].update(batch_sizes=[64], left_out=[], machine={}, assumptions=[])
     made["scorecard"] = {"arms": list(ARMS), "rows": [], "notes": []}
     return made
@@ -183,9 +179,7 @@ def _tuning(size: int) -> list[dict[str, Any]]:
             for rate in rates:
                 off = abs(math.log(rate / best)) ** 1.7 * (0.08 if arm == "none" else 0.03)
                 for seed in (1000, 1001) if length < 1 else (2000, 2001):
-                    score = (
-                        MEANS[size][index] - off - (0.09 if length < 1 else 0) + _noise(arm, size, rate, seed)
-                    )
+                    score = MEANS[size][index] - off - (0.09 if length < 1 else 0) + _noise(arm, size, rate, seed)
                     rows.append(_row(arm, size, rate, seed, length, "rate", max(0.1, min(score, 0.995))))
     return rows
 
@@ -216,9 +210,7 @@ def _noise(*key: Any) -> float:
     return random.Random(repr(key)).gauss(0, 0.006)
 
 
-def _row(
-    arm: str, size: int, rate: float, seed: int, length: float, stage: str, score: float
-) -> dict[str, Any]:
+def _row(arm: str, size: int, rate: float, seed: int, length: float, stage: str, score: float) -> dict[str, Any]:
     epochs, speed = max(2, round(12 * length)), SPEED[ARMS.index(arm)]
     last = math.exp(-speed)
     curve = [
@@ -268,11 +260,7 @@ def _arm(index: int, size: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     name = ARMS[index]
     race = [r for r in rows if (r["arm"], r["batch_size"], r["stage"]) == (name, size, "race")]
     scores = [r["measures"]["judge"] for r in race]
-    length = [
-        r["measures"]["judge"]
-        for r in rows
-        if (r["arm"], r["batch_size"], r["stage"]) == (name, size, "length")
-    ]
+    length = [r["measures"]["judge"] for r in rows if (r["arm"], r["batch_size"], r["stage"]) == (name, size, "length")]
     paired = [s - _score(0, size, seed) for seed, s in enumerate(scores)]
     state = STATES[size][index]
     return {
@@ -305,9 +293,7 @@ def _line(id: str, title: str, unit: str, how: str, size: int | None, cells: lis
 
 
 def _scorecard(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = [
-        _line("pools", "Averaged over", "", "by definition", None, [{"text": POOLS[arm]} for arm in ARMS])
-    ]
+    rows = [_line("pools", "Averaged over", "", "by definition", None, [{"text": POOLS[arm]} for arm in ARMS])]
     for cell in cells:
         score = [
             {
@@ -320,20 +306,14 @@ def _scorecard(cells: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         how = "mean of the race's seeds on judge, t interval at 95 %"
         rows.append(_line(f"score-{cell['batch_size']}", "Score", "%", how, cell["batch_size"], score))
-    gap = [
-        {"text": f"{x:.2f}", "value": x, "low": x - 0.1, "high": x + 0.1}
-        for x in (1.1, 0.9, 1.4, 1.6, 1.0, 2.2)
-    ]
+    gap = [{"text": f"{x:.2f}", "value": x, "low": x - 0.1, "high": x + 0.1} for x in (1.1, 0.9, 1.4, 1.6, 1.0, 2.2)]
     gap = [c | {k: c[k] / 100 for k in ("value", "low", "high")} for c in gap]
     rows.append(_line("gap", "Train-judge gap", "points", "train minus judge at the end", 64, gap))
     values = [{"text": str(x), "value": x} for x in (32, 4, 32, 128, 32)] + [{"text": "none"}]
     values[0]["note"] = "Two values per statistic would make every output +1 or -1; here there are 32."
     values[1]["note"] = "instance-pool"
     rows.append(_line("values", "Values per statistic", "", "the smallest layer's N*H*W", 8, values))
-    step = [
-        {"text": f"{x:.2f}", "value": x, "low": 0.9 * x, "high": 1.1 * x}
-        for x in (2.1, 2.2, 2.4, 2.3, 3.5, 1.6)
-    ]
+    step = [{"text": f"{x:.2f}", "value": x, "low": 0.9 * x, "high": 1.1 * x} for x in (2.1, 2.2, 2.4, 2.3, 3.5, 1.6)]
     rows.append(_line("step", "Training step", "ms", "median of 20 steps, one thread", 8, step))
     notes = [
         {

@@ -26,6 +26,7 @@ EXPECTED: dict[str, tuple[list[str], dict[str, str]]] = {
     "tied": ([], {"norm": TWICE}),
     "norm-twice": ([], {"norm": TWICE}),
     "shared-conv": ([], dict.fromkeys(["norm1", "norm2"], "conv is called 2 times in one forward")),
+    "crossed": (["norm2", "norm1"], {}),
     "conv-used-elsewhere": ([], {"norm": ELSEWHERE}),
     "returns-conv": ([], {"norm": ELSEWHERE}),
     "uses-weights": ([], {"norm": "the forward also uses its parameters"}),

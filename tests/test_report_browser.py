@@ -57,9 +57,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
-    found = {
-        name: folder / f"{name}.html" for name in ("content", "hostile", "unfinished", "diverged", "bare")
-    }
+    found = {name: folder / f"{name}.html" for name in ("content", "hostile", "unfinished", "diverged", "bare")}
     for name, path in found.items():
         page.write(getattr(made, name)(), path)
     return found
@@ -95,9 +93,7 @@ def luminance(color: str) -> float:
         ("bare", 390, 9),
     ],
 )
-def test_the_page_is_drawn_without_a_word_and_without_a_network(
-    visit: Any, name: str, width: int, plots: int
-) -> None:
+def test_the_page_is_drawn_without_a_word_and_without_a_network(visit: Any, name: str, width: int, plots: int) -> None:
     opened = visit(name, width)
     opened.unfold()
     assert opened.said == []

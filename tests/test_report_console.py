@@ -72,9 +72,7 @@ def test_the_plan_says_arms_trials_and_minutes() -> None:
     assert "task: digits, cnn, 12 epochs" in text
     assert "group:4 = group:size=4" in text
     assert "left out: keep: the built-in network has no norm of its own" in text
-    assert (
-        "5 learning rates x 2 seeds, then looks at 8, 16, 24 seeds, then a check at twice the length" in text
-    )
+    assert "5 learning rates x 2 seeds, then looks at 8, 16, 24 seeds, then a check at twice the length" in text
     # 6 arms x 2 batch sizes x (2 seeds x (5 short + 3 full) + 8) trials
     assert "288 trials up to the first look" in text
     # 12 cells x (2 x (5 / 4 + 3) + 8) lengths x 0.5 s on 2 workers, and 120 core-seconds after that

@@ -77,9 +77,7 @@ def test_arms_stand_best_first_and_dropped_ones_are_hollow() -> None:
 
 
 def test_both_panels_of_differences_share_one_axis() -> None:
-    first, second = (
-        p.figure["layout"]["xaxis"]["range"] for p in figure(made.content(), "differences").panels
-    )
+    first, second = (p.figure["layout"]["xaxis"]["range"] for p in figure(made.content(), "differences").panels)
     assert first == second
 
 
@@ -241,9 +239,7 @@ def test_an_arm_looks_the_same_in_every_figure() -> None:
 
 def test_arms_of_one_colour_differ_in_marker_and_dash() -> None:
     content = made.content()
-    content["config"]["arms"] = [
-        {"name": f"group:{i}", "aliases": [], "pools": "C/g,HW"} for i in range(1, 30)
-    ]
+    content["config"]["arms"] = [{"name": f"group:{i}", "aliases": [], "pools": "C/g,HW"} for i in range(1, 30)]
     arms = list(View(content).arms.values())
     assert len({(arm.color, arm.symbol, arm.dash) for arm in arms}) == len(arms)
 

@@ -93,9 +93,7 @@ def test_a_screen_reader_finds_its_way(variant: str) -> None:
 def test_nothing_is_loaded_from_anywhere(variant: str) -> None:
     text = rendered(variant).replace(page._plotly(), "")
     assert not re.search(r"https?:|url\(|@import", text)
-    addresses = [
-        v for _, attrs, _ in read(variant).elements for k, v in attrs.items() if k in ("src", "href")
-    ]
+    addresses = [v for _, attrs, _ in read(variant).elements for k, v in attrs.items() if k in ("src", "href")]
     assert all(address and address.startswith(("#", "data:,")) for address in addresses)
 
 
@@ -145,17 +143,13 @@ def test_a_large_run_stays_under_six_megabytes() -> None:
 def test_how_sure_and_at_what_cost_stand_under_the_verdict() -> None:
     said = {
         name: text
-        for (_, _, name), (_, _, text) in zip(
-            read("content").all("dt"), read("content").all("dd"), strict=True
-        )
+        for (_, _, name), (_, _, text) in zip(read("content").all("dt"), read("content").all("dd"), strict=True)
     }
     assert said["How sure"] == (
         "95 % confidence from 16 to 24 paired seeds: at most 0.8 points may be lost to another arm; "
-        "up to 1.0 points (delta) counts as none."
+        "up to delta, 1.0 points, counts as none."
     )
-    assert said["Cost"].startswith(
-        "424 trials, 3 min 34 s on 2 workers, cpu, fp32. At inference batch folds away"
-    )
+    assert said["Cost"].startswith("424 trials, 3 min 34 s on 2 workers, cpu, fp32. At inference batch folds away")
     assert 'from 0.4 points (batch) to 1.5 points ("none")' in said["Training length"]
     assert "12 epochs; at twice the length the order stays." in said["Training length"]
     assert said["Over batch sizes"].startswith("Over batch sizes 8 and 64 batch loses least")
@@ -164,6 +158,17 @@ def test_how_sure_and_at_what_cost_stand_under_the_verdict() -> None:
 def test_a_tie_names_who_ties() -> None:
     text = "".join(text for _, _, text in read("tie").all("dd"))
     assert "batch and batch-instance tie within that." in text
+
+
+def test_an_undecided_run_says_that_the_bound_is_beyond_delta() -> None:
+    text = "".join(text for _, _, text in read("undecided").all("dd"))
+    assert "at most 1.4 points may be lost to another arm; that is more than delta, 1.0 points" in text
+
+
+def test_a_winner_has_nothing_to_lose() -> None:
+    content = made.content()
+    content["verdict"]["regret_bound"] = 0.0
+    assert "16 to 24 paired seeds: no other arm is better." in page.render(content)
 
 
 def test_a_run_without_a_look_gives_no_bound() -> None:
@@ -291,9 +296,7 @@ def test_a_long_list_of_failures_is_cut_and_says_so() -> None:
 
 
 def test_settings_read_as_words() -> None:
-    table = tables.settings(
-        "Plan", {"rates": [[8, [0.1, 0.3]]], "length_check": True, "limit": None, "by": {"a": 1}}
-    )
+    table = tables.settings("Plan", {"rates": [[8, [0.1, 0.3]]], "length_check": True, "limit": None, "by": {"a": 1}})
     assert table is not None
     assert [(line.title, line.cells[0].text) for line in table.lines] == [
         ("rates", "8: 0.1, 0.3"), ("length check", "yes"), ("limit", "not set"), ("by", "a: 1"),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
+from typer._click.exceptions import ClickException as UsageOfCommand  # typer shows no public name for it
 
 app = typer.Typer(
     name="normwise",
@@ -16,11 +18,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Folder of the run; an earlier run's folder continues it."),
-]
+Json = Annotated[bool, Option("--json", help="Print one JSON object on standard output, nothing else.")]
+Out = Annotated[Path | None, Option("--out", "-o", help="The run's folder; an earlier run's is continued.")]
+OUT = Annotated[Path | None, Option("-o", "--out", help="Folder for plan.json and weights.safetensors.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the plan and stop.")]
+Text = str | None
+Texts = list[str] | None
 
 
 def _show(content: dict[str, Any], as_json: bool, text: Any) -> None:
@@ -30,42 +33,27 @@ def _show(content: dict[str, Any], as_json: bool, text: Any) -> None:
     else:
         from rich.console import Console
 
-        Console().print(text())
+        Console().print(text(), markup=False, highlight=False)
 
 
 @app.command()
 def compare(
-    task: Annotated[
-        str | None,
-        typer.Argument(help="digits, fashion-mnist, package.module:function or file.py:function."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="cnn, resnet, mlp (with options: cnn:width=16), or package.module:function."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="A data set's name, an image folder, an .npz file or package.module:function."),
-    ] = None,
-    norm: Annotated[
-        list[str] | None, typer.Option(help="An arm: a spec such as batch or group:8; repeat for more.")
-    ] = None,
-    batch_size: Annotated[
-        list[int] | None, typer.Option(help="A batch size; repeat for more. Default 8 and 64.")
-    ] = None,
-    budget: Annotated[str | None, typer.Option(help="90s, 2m, 1h or 200trials. Default 10m.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Training length; default: the task's own.")] = None,
-    delta: Annotated[
-        str | None, typer.Option(help="Smallest difference of interest, in the score's unit, or 2%.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (autocast).")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; default: one a core.")] = None,
-    engine: Annotated[str | None, typer.Option(help="local.")] = None,
-    ledger: Annotated[str | None, typer.Option(help="An Optuna storage URL instead of the journal file.")] = None,
+    task: Annotated[Text, Argument(help="digits, fashion-mnist, package.module:function, file.py:function.")] = None,
+    model: Annotated[Text, Option(help="cnn, resnet, mlp (cnn:width=16), or package.module:function.")] = None,
+    data: Annotated[Text, Option(help="A data set's name, an image folder, an .npz, or a function.")] = None,
+    norm: Annotated[Texts, Option(help="An arm: a spec such as batch or group:8; repeat for more.")] = None,
+    batch_size: Annotated[list[int] | None, Option(help="Repeat for more; default 8 and 64.")] = None,
+    budget: Annotated[Text, Option(help="90s, 2m, 1h or 200trials; default 10m.")] = None,
+    epochs: Annotated[float | None, Option(help="Training length; default: the task's own.")] = None,
+    delta: Annotated[Text, Option(help="Smallest difference of interest, in the score's unit, or 2%.")] = None,
+    device: Annotated[Text, Option(help="cpu (default), cuda, ...")] = None,
+    precision: Annotated[Text, Option(help="fp32 (default), bf16 or fp16 (autocast).")] = None,
+    workers: Annotated[int | None, Option(help="Worker processes; default: one a core.")] = None,
+    engine: Annotated[Text, Option(help="local (default).")] = None,
+    ledger: Annotated[Text, Option(help="An Optuna storage URL instead of the journal file.")] = None,
     out: Out = None,
-    seed: Annotated[int | None, typer.Option(help="Master seed.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    seed: Annotated[int | None, Option(help="Master seed; default 0.")] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Say which normalization a network should use, at which batch size, by how much."""
@@ -85,13 +73,11 @@ def compare(
 
 @app.command()
 def swap(
-    model: Annotated[str, typer.Argument(help="package.module:function or file.py:function that makes the model.")],
-    spec: Annotated[str, typer.Argument(help="A spec such as group:8, or a JSON mapping of patterns, or @file.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for plan.json and weights.safetensors.")
-    ] = None,
-    where: Annotated[str, typer.Option(help="Only modules whose path matches this pattern.")] = "*",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change and stop.")] = False,
+    model: Annotated[str, Argument(help="package.module:function or file.py:function that makes the model.")],
+    spec: Annotated[str, Argument(help="A spec such as group:8, a JSON mapping of patterns, or @file.")],
+    out: OUT = None,
+    where: Annotated[str, Option(help="Only modules whose path matches this pattern.")] = "*",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Replace a model's norms and write the changed weights with the plan."""
@@ -112,9 +98,12 @@ def list_norms(as_json: Json = False) -> None:
 def main() -> None:
     """The entry point: turns errors into exit codes (2 bad input, 3 internal error, 130 interrupted)."""
     try:
-        app(prog_name="normwise", standalone_mode=True)
-    except KeyboardInterrupt:
+        raise SystemExit(app(prog_name="normwise", standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
         _stop(130, "interrupted; the same command with the same --out continues")
+    except UsageOfCommand as error:
+        error.show()
+        raise SystemExit(2) from None
     except Exception as error:
         from normwise.errors import UsageError
 

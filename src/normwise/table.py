@@ -11,6 +11,9 @@ class Moments(NamedTuple):
 
     A table of shape (N, C) or, pooled, one that broadcasts to it; float32 or wider whatever the input.
     `count` is a number, or a tensor where planes differ (a mask, chunks of unequal size).
+
+    >>> Moments(torch.zeros(1, 1), torch.ones(1, 1), 5).unbiased.item()
+    1.25
     """
 
     mean: Tensor

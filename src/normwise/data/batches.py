@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Subset
 
 from normwise.data.sets import Arrays, Samples
 
-# Rows are gathered for many batches at once: one large copy is cheaper than an index per step.
-GATHERED_BYTES = 1 << 24
+# Small batches are gathered many at once, as far as the cache goes: cheaper than an index per step.
+GATHERED_BYTES = 1 << 18
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ from normwise.experiment.arms import Arm, LeftOut, survey
 from normwise.experiment.content import build_content, configuration, next_step, versions
 from normwise.experiment.drive import Driver, ask, replay
 from normwise.experiment.engine import LocalEngine
+from normwise.experiment.job import Job
 from normwise.experiment.ledger import Ledger, Lock
 from normwise.experiment.plan import Plan, first_look_price, parse_budget
 from normwise.experiment.prepare import Ask, default_workers, make_plan, probe_trials
@@ -25,7 +26,6 @@ from normwise.experiment.request import Request
 from normwise.experiment.resolve import resolve
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
-from normwise.experiment.train import Job
 from normwise.experiment.trial import Result, Trial
 from normwise.files import write_atomic
 from normwise.report import console, page
@@ -35,7 +35,11 @@ Content = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a comparison found: the verdict, the scorecard, and every trial behind them."""
+    """What a comparison found: the verdict, the scorecard, and every trial behind them.
+
+    >>> Comparison({"verdict": {"statement": "Take batch: ..."}})
+    Comparison(Take batch: ...)
+    """
 
     content: Content
 
@@ -89,6 +93,10 @@ def compare(
     set, `package.module:function` that makes one, or a function `train(trial) -> Scores`. `norms`: spec
     texts or mappings of patterns. The same `out` continues an interrupted run or extends a finished one.
     Raises UsageError for input that cannot work.
+
+    >>> compare("digits", ["batch", "bacth"])
+    Traceback (most recent call last):
+    normwise.errors.UsageError: unknown norm 'bacth', known are: ...; did you mean batch?
     """
     request = Request(
         task=task if isinstance(task, str) else None,
@@ -122,7 +130,7 @@ def run_request(
     request = request.complete()
     task = task or resolve(request.task, model=request.model, data=request.data)
     if request.epochs is not None:
-        task = dataclasses.replace(task, epochs=request.epochs)
+        task = task.with_epochs(request.epochs)
     folder = _folder(out, task)
     with Lock(folder):
         return Session(request, task, folder, workers or default_workers(), stored).run(dry_run)

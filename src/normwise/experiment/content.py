@@ -77,22 +77,14 @@ def configuration(
         "task": task.name,
         "model": task.model_name,
         "data": task.data_name,
-        "score": {
-            "name": task.score_name,
-            "higher_is_better": task.higher_is_better,
-            "unit": "points" if task.score_name in POINTS else "",
-        },
+        "score": _score(task),
         "arms": [{"name": arm.name, "aliases": list(arm.aliases), "pools": arm.pools} for arm in arms],
         "left_out": [{"norm": entry.norm, "why": entry.why} for entry in left_out],
         "batch_sizes": list(plan.batch_sizes),
-        "budget": request.budget,
         "epochs": task.epochs,
         "training_samples": sizes["train"],
         "judge_samples": sizes["judge"],
-        "device": request.device,
-        "precision": request.precision,
-        "engine": request.engine,
-        "seed": request.seed,
+        **{name: getattr(request, name) for name in ("budget", "device", "precision", "engine", "seed")},
         "delta": plan.delta,
         "fingerprint": dict(fingerprint),
         "versions": versions(),
@@ -104,6 +96,11 @@ def configuration(
         "finished": False,
         "seconds": 0.0,
     }
+
+
+def _score(task: Task) -> dict[str, Any]:
+    unit = "points" if task.score_name in POINTS else ""
+    return {"name": task.score_name, "higher_is_better": task.higher_is_better, "unit": unit}
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from normwise.data import Batches
+from normwise.experiment.evaluate import evaluate
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
 from normwise.experiment.trial import Result, Trial, finite
@@ -155,8 +156,6 @@ def _divergence(fit: Fit, measures: dict[str, float]) -> str:
 
 def standard(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str, float]]:
     """The library's own loop on the task's data, loss, optimizer and schedule."""
-    from normwise.experiment.evaluate import evaluate
-
     model = build(task, trial.arm, trial.seed, setting.device)
     parts = task.parts(trial.seed)
     batches = setting.batches(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
@@ -196,17 +195,3 @@ def own_loop(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str,
     assert task.own_loop is not None
     scores = task.own_loop(handle)
     return Fit(curve=handle.curve), finite(validation=scores.validation, judge=scores.judge)
-
-
-@dataclass
-class Job:
-    """What a worker process runs: any kind of trial of one task."""
-
-    task: Task
-    setting: Setting
-
-    def __call__(self, trial: Trial) -> Result:
-        from normwise.experiment.calibrate import calibrate, probe
-
-        run = {"train": train, "calibrate": calibrate, "probe": probe}[trial.kind]
-        return run(self.task, trial, self.setting)

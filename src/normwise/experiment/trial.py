@@ -17,6 +17,9 @@ class Trial:
 
     `length` is a multiple of the task's training length. `onednn` is part of the identity because
     another convolution kernel rounds differently.
+
+    >>> Trial("group:8", batch_size=8, learning_rate=0.1, seed=0).length
+    1.0
     """
 
     arm: str
@@ -85,7 +88,11 @@ def finite(**measures: float | None) -> dict[str, float]:
 
 
 class Scores(NamedTuple):
-    """What a user's own training loop returns."""
+    """What a user's own training loop returns.
+
+    >>> Scores(validation=0.91, judge=0.9).judge
+    0.9
+    """
 
     validation: float
     judge: float

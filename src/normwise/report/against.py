@@ -29,11 +29,7 @@ def sizes(view: View) -> Figure | None:
         for arm in view.known(cell):
             found.setdefault(arm["norm"], []).append((cell["batch_size"], arm))
     every = [
-        a[k] * scale.factor
-        for seen in found.values()
-        for _, a in seen
-        for k in ("low", "high")
-        if a[k] is not None
+        a[k] * scale.factor for seen in found.values() for _, a in seen for k in ("low", "high") if a[k] is not None
     ]
     span = around(every or [0.0])
     # Side by side, or the intervals of several arms would hide each other.
@@ -42,9 +38,7 @@ def sizes(view: View) -> Figure | None:
         _size_line(view, view.arms[name], seen, [places[size] + aside[name] for size, _ in seen])
         for name, seen in found.items()
     ]
-    ends = [
-        (view.arms[n], places[s[-1][0]] + aside[n], s[-1][1]["mean"] * scale.factor) for n, s in found.items()
-    ]
+    ends = [(view.arms[n], places[s[-1][0]] + aside[n], s[-1][1]["mean"] * scale.factor) for n, s in found.items()]
     labels = end_labels(ends, span, HEIGHT - TOP - BOTTOM)
     ticks = {"tickvals": list(places.values()), "ticktext": [str(size) for size in places]}
     x = {"title": "batch size", "range": [-0.12, len(places) - 1 + 0.1], **ticks}
@@ -65,12 +59,8 @@ def _size_line(view: View, arm: Arm, seen: list[tuple[int, Json]], x: list[float
     bars = {
         "type": "data",
         "symmetric": False,
-        "array": [
-            ((a["high"] if a["high"] is not None else a["mean"]) - a["mean"]) * scale.factor for _, a in seen
-        ],
-        "arrayminus": [
-            (a["mean"] - (a["low"] if a["low"] is not None else a["mean"])) * scale.factor for _, a in seen
-        ],
+        "array": [((a["high"] if a["high"] is not None else a["mean"]) - a["mean"]) * scale.factor for _, a in seen],
+        "arrayminus": [(a["mean"] - (a["low"] if a["low"] is not None else a["mean"])) * scale.factor for _, a in seen],
         "color": arm.color,
         "thickness": 1,
         "width": 3,
@@ -145,9 +135,7 @@ def _cost_sentence(view: View, cell: Json) -> str:
     best = arms[0]
     lost = abs(best["mean"] - next(arm for arm in arms if arm["norm"] == cheap[0])["mean"])
     if best["norm"] in cheap:
-        return (
-            f"Batch size {cell['batch_size']}: {called(best['norm'])} has the best mean, no arm is cheaper."
-        )
+        return f"Batch size {cell['batch_size']}: {called(best['norm'])} has the best mean, no arm is cheaper."
     return (
         f"Batch size {cell['batch_size']}: the best mean is that of {called(best['norm'])}; the cheapest "
         f"{'arm is' if len(cheap) == 1 else 'arms are'} {listing(cheap)}, where the better one has a mean "

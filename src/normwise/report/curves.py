@@ -74,9 +74,7 @@ def _values(every: dict[int, Curves]) -> list[float]:
 def _score_panel(view: View, size: int, every: dict[int, Curves]) -> Panel:
     scale = view.scale
     span = around([value * scale.factor for value in _values(every)])
-    shown = {
-        arm: [Point(p[0], *(v * scale.factor for v in p[1:])) for p in ps] for arm, ps in every[size].items()
-    }
+    shown = {arm: [Point(p[0], *(v * scale.factor for v in p[1:])) for p in ps] for arm, ps in every[size].items()}
     title = f"{scale.name} on validation" + (", %" if scale.points else "")
     return _panel(view, f"Batch size {size}: {title}", shown, span, logarithmic=False)
 
@@ -104,9 +102,7 @@ def _panel(view: View, title: str, found: Curves, span: tuple[float, float], *, 
     labels = end_labels(ends, span, HEIGHT - TOP - BOTTOM)
     said = "; ".join(f"{name} {plain(ps[-1].median)}" for name, ps in found.items())
     label = f"{title} by epoch, medians over seeds, at the end: {said}."
-    return Panel(
-        title, label, {"data": data, "layout": layout(HEIGHT, x, y, annotations=labels, margin=margin)}
-    )
+    return Panel(title, label, {"data": data, "layout": layout(HEIGHT, x, y, annotations=labels, margin=margin)})
 
 
 def _drawn(arm: Arm, points: list[Point]) -> list[Json]:

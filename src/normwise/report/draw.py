@@ -88,9 +88,7 @@ def layout(height: int, x: Json, y: Json, **more: Any) -> Json:
 def _titled(axis: Json) -> Json:
     if "title" not in axis:
         return axis
-    return axis | {
-        "title": {"text": escape(axis["title"]), "font": {"size": 13, "color": MUTED}, "standoff": 8}
-    }
+    return axis | {"title": {"text": escape(axis["title"]), "font": {"size": 13, "color": MUTED}, "standoff": 8}}
 
 
 def around(values: Sequence[float]) -> tuple[float, float]:
@@ -126,9 +124,7 @@ def spread(places: Sequence[float], gap: float, room: float) -> list[float]:
     return moved
 
 
-def end_labels(
-    ends: Sequence[tuple[Arm, float, float]], span: tuple[float, float], pixels: int
-) -> list[Json]:
+def end_labels(ends: Sequence[tuple[Arm, float, float]], span: tuple[float, float], pixels: int) -> list[Json]:
     """The names of lines at their right ends (in axis coordinates), moved apart, with a thin leader each."""
     scale = pixels / (span[1] - span[0])
     places = [(span[1] - y) * scale for _, _, y in ends]
@@ -158,9 +154,7 @@ def log_ticks(span: tuple[float, float]) -> Json:
     ['0.01', '0.1', '1']
     """
     steps = (1, 2, 5) if span[1] - span[0] < 1.7 else (1,)
-    ticks = [
-        step * 10.0**power for power in range(math.floor(span[0]), math.ceil(span[1]) + 1) for step in steps
-    ]
+    ticks = [step * 10.0**power for power in range(math.floor(span[0]), math.ceil(span[1]) + 1) for step in steps]
     shown = [tick for tick in ticks if span[0] <= math.log10(tick) <= span[1]]
     return {"type": "log", "tickvals": shown, "ticktext": [plain(tick) for tick in shown]}
 

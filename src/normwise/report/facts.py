@@ -14,18 +14,25 @@ def facts(view: View) -> list[tuple[str, str]]:
 
 
 def _sure(view: View) -> str:
-    scale, verdict = view.scale, view.verdict
+    verdict = view.verdict
     if verdict.get("regret_bound") is None:
         return "No look was taken yet, so there is no bound on what another arm might gain."
     seeds = sorted({a["n"] for c in view.cells for a in c["arms"] if a.get("state") in ("safe", "alive")})
-    paired = (
-        f" from {' to '.join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))} paired seeds" if seeds else ""
-    )
+    paired = f" from {' to '.join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))} paired seeds" if seeds else ""
     tied = verdict.get("tie") or []
     tie = f" {listing(tied)} tie within that." if len(tied) > 1 else ""
-    lost, delta = scale.at_most(verdict["regret_bound"]), scale.size(verdict["delta"])
-    level = f"{100 * verdict['level']:g} % confidence{paired}"
-    return f"{level}: at most {lost} may be lost to another arm; up to {delta} (delta) counts as none.{tie}"
+    return f"{100 * verdict['level']:g} % confidence{paired}: {_loss(view)}.{tie}"
+
+
+def _loss(view: View) -> str:
+    """What may be lost by following the verdict, against the delta that counts as nothing."""
+    bound, delta = view.verdict["regret_bound"], view.scale.size(view.verdict["delta"])
+    if bound <= 0:
+        return "no other arm is better"
+    lost = f"at most {view.scale.at_most(bound)} may be lost to another arm"
+    if view.verdict.get("kind") == "undecided":
+        return f"{lost}; that is more than delta, {delta}, so nothing is decided"
+    return f"{lost}; up to delta, {delta}, counts as none"
 
 
 def _length(view: View) -> str:
@@ -41,9 +48,7 @@ def _gains(view: View) -> str:
     """Whether the arms were still rising: what the second half of the training brought."""
     size = view.verdict.get("batch_size")
     arms = [arm for cell in view.cells if cell["batch_size"] == size for arm in cell["arms"]]
-    gains = sorted(
-        (arm["gain_half_to_full"]["mean"], arm["norm"]) for arm in arms if arm.get("gain_half_to_full")
-    )
+    gains = sorted((arm["gain_half_to_full"]["mean"], arm["norm"]) for arm in arms if arm.get("gain_half_to_full"))
     if not gains:
         return ""
     (least, first), (most, last) = gains[0], gains[-1]

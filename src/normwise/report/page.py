@@ -73,9 +73,7 @@ def _settings(view: View) -> list[tables.Table]:
     shown = ("task", "model", "data", "budget", "epochs", "batch_sizes", "training_samples", "judge_samples")
     shown += ("device", "precision", "engine", "workers", "seed")
     made = [
-        tables.settings(
-            "The task and how it was run", {k: config[k] for k in shown if config.get(k) is not None}
-        ),
+        tables.settings("The task and how it was run", {k: config[k] for k in shown if config.get(k) is not None}),
         tables.settings("The plan, fixed before the race", config.get("plan") or {}),
         tables.settings("Versions", config.get("versions") or {}),
         tables.settings("Machine", config.get("machine") or {}),

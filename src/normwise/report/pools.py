@@ -43,20 +43,14 @@ def words(text: str) -> str:
     >>> words("N,HW + HW")
     'instances and positions, blended with positions'
     """
-    said = [
-        listing([WORDS.get(axis.strip(), WORDS["C/g"]) for axis in part.split(",")]) for part in _parts(text)
-    ]
+    said = [listing([WORDS.get(axis.strip(), WORDS["C/g"]) for axis in part.split(",")]) for part in _parts(text)]
     return ", blended with ".join(said) or "nothing"
 
 
 def _parts(text: str) -> list[str]:
     """The pools of a text, each once."""
     parts = (part.strip() for part in re.split(r"[+;]", text.removeprefix("blend:")))
-    return list(
-        dict.fromkeys(
-            part for part in parts if re.fullmatch(r"(N|C(/\w+)?|HW|F)(,\s*(C(/\w+)?|HW|F))*", part)
-        )
-    )
+    return list(dict.fromkeys(part for part in parts if re.fullmatch(r"(N|C(/\w+)?|HW|F)(,\s*(C(/\w+)?|HW|F))*", part)))
 
 
 def _pool(text: str) -> Pool:
@@ -71,9 +65,7 @@ def drawing(text: str, color: str, dark: str) -> str:
     grids = pools(text) or [None]
     width, height = STEP * len(grids) - 22, INSTANCES * (CELL + GAP)
     parts = [_grid(pool, i * STEP) for i, pool in enumerate(grids)]
-    parts += [
-        f'<text x="{i * STEP - 17}" y="{height / 2 + 4}" class="plus">+</text>' for i in range(1, len(grids))
-    ]
+    parts += [f'<text x="{i * STEP - 17}" y="{height / 2 + 4}" class="plus">+</text>' for i in range(1, len(grids))]
     style = f"color:{color};color:light-dark({color},{dark})"
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return f'<svg {size} aria-hidden="true" style="{style}">{"".join(parts)}</svg>'

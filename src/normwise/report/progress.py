@@ -80,7 +80,5 @@ class Progress:
 
 def _frame(stage: str, done: int, total: int, said: str, leaders: Sequence[str]) -> Group:
     head = Table.grid(padding=(0, 1))
-    head.add_row(
-        Spinner("line"), Text(stage, style="bold"), ProgressBar(max(total, 1), done, width=24), Text(said)
-    )
+    head.add_row(Spinner("line"), Text(stage, style="bold"), ProgressBar(max(total, 1), done, width=24), Text(said))
     return Group(head, *(Text(f"  {leader}", style="dim") for leader in leaders))

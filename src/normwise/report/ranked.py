@@ -1,5 +1,7 @@
 """Figures that rank the arms: paired differences (the main figure), score per seed, log-loss."""
 
+import statistics
+
 from normwise.report.draw import BAND, MUTED, ZERO, Figure, Json, Panel, around
 from normwise.report.rows import Row, reach, rows_panel
 from normwise.report.text import called, count, decimal, listing
@@ -72,9 +74,7 @@ def _difference_sentence(view: View, cell: Json) -> str:
     reach = f"{listing(could)} {'reaches' if len(could) == 1 else 'reach'}" if could else "no arm reaches"
     parts = [f"{reach} beyond the band on the better side"]
     if behind:
-        parts.append(
-            f"{listing(behind)} {'lies' if len(behind) == 1 else 'lie'} wholly on the worse side of zero"
-        )
+        parts.append(f"{listing(behind)} {'lies' if len(behind) == 1 else 'lie'} wholly on the worse side of zero")
     if unstable:
         parts.append(f"{listing(unstable)} {'was' if len(unstable) == 1 else 'were'} put out as unstable")
     return f"Batch size {cell['batch_size']}: {'; '.join(parts)}."
@@ -125,7 +125,7 @@ def _seed_sentence(view: View, runs: dict[int, Runs]) -> str:
     if not wide:
         return "Each dot is one seed, the large mark the mean."
     (name, size), width = max(wide.items(), key=lambda item: item[1])
-    typical = sorted(wide.values())[len(wide) // 2]
+    typical = statistics.median_low(wide.values())
     return (
         "Each dot is one seed, the large mark the mean. One seed decides nothing: single runs of one arm lie "
         f"{view.scale.size(typical)} apart in the typical case and {view.scale.size(width)} at most "
@@ -154,16 +154,12 @@ def _loss_panel(view: View, cell: Json, span: tuple[float, float]) -> Panel:
     label = "; ".join(f"{row.arm.name} {row.text}" for row in rows)
     size = cell["batch_size"]
     title = "mean loss on judge (left is better)"
-    return Panel(
-        f"Batch size {size}", f"Loss on judge at batch size {size}: {label}.", rows_panel(rows, span, title)
-    )
+    return Panel(f"Batch size {size}", f"Loss on judge at batch size {size}: {label}.", rows_panel(rows, span, title))
 
 
 def _loss_sentence(view: View, cell: Json) -> str:
     first = min(view.spanned(cell, "loss"), key=lambda arm: arm["loss"]["mean"])["norm"]
     best = view.known(cell)[0]["norm"]
-    agrees = (
-        f"as in {view.scale.name}" if first == best else f"while {called(best)} leads in {view.scale.name}"
-    )
+    agrees = f"as in {view.scale.name}" if first == best else f"while {called(best)} leads in {view.scale.name}"
     seen = count(len(view.spanned(cell, "loss")), "arm")
     return f"Batch size {cell['batch_size']}: {called(first)} has the lowest loss of {seen}, {agrees}."

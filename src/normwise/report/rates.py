@@ -28,9 +28,7 @@ def rates(view: View) -> Figure | None:
         return None
     names = {line.arm for line in lines}
     panels = tuple(_panel(view, arm, lines) for name, arm in view.arms.items() if name in names)
-    said = (
-        "Filled points are full training, small hollow ones a short schedule, the star is the rate chosen; "
-    )
+    said = "Filled points are full training, small hollow ones a short schedule, the star is the rate chosen; "
     said += "lines that leave the frame fall too low to show."
     return Figure("rates", "Score against learning rate", panels, f"{said} {_sentence(view, lines)}")
 
@@ -41,9 +39,7 @@ def _lines(view: View) -> list[Line]:
         if row["status"] == "ok" and "validation" in row["measures"]:
             scores = seen.setdefault((row["arm"], row["batch_size"], row["length"]), {})
             scores.setdefault(row["learning_rate"], []).append(row["measures"]["validation"])
-    return [
-        Line(*key, {r: statistics.mean(v) for r, v in sorted(by.items())}) for key, by in sorted(seen.items())
-    ]
+    return [Line(*key, {r: statistics.mean(v) for r, v in sorted(by.items())}) for key, by in sorted(seen.items())]
 
 
 def _panel(view: View, arm: Arm, every: list[Line]) -> Panel:
@@ -130,9 +126,7 @@ def _sentence(view: View, lines: list[Line]) -> str:
 
 def _cell_sentence(view: View, size: int, lines: list[Line]) -> str:
     names = dict.fromkeys(one.arm for one in lines if one.batch_size == size)
-    chosen = {
-        name: rate for name in names if (rate := view.found(name, size).get("learning_rate")) is not None
-    }
+    chosen = {name: rate for name in names if (rate := view.found(name, size).get("learning_rate")) is not None}
     if not chosen:
         return f"Batch size {size}: no rate is chosen yet."
     low, high = min(chosen.values()), max(chosen.values())

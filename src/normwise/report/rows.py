@@ -46,15 +46,11 @@ def _row(row: Row, y: float, span: tuple[float, float]) -> list[Json]:
     if row.dots:
         jitter = [y + 0.14 * ((7 * i) % 5 - 3) / 2 for i in range(len(row.dots))]
         mark = {"color": color, "size": 7, "opacity": 0.45, "symbol": row.arm.symbol}
-        traces.append(
-            {"type": "scatter", "mode": "markers", "x": list(row.dots), "y": jitter, "marker": mark} | hover
-        )
+        traces.append({"type": "scatter", "mode": "markers", "x": list(row.dots), "y": jitter, "marker": mark} | hover)
     if row.low is not None and row.high is not None:
         ends = [max(row.low, span[0]), min(row.high, span[1])]
         line = {"color": color, "width": 3}
-        traces.append(
-            {"type": "scatter", "mode": "lines", "x": ends, "y": [y, y], "line": line, "hoverinfo": "skip"}
-        )
+        traces.append({"type": "scatter", "mode": "lines", "x": ends, "y": [y, y], "line": line, "hoverinfo": "skip"})
     mark = {"size": 12, "symbol": symbol, "color": SURFACE if row.hollow else color}
     mark["line"] = {"color": color, "width": 2}
     point = {"type": "scatter", "mode": "markers", "name": escape(row.arm.name), "x": [inside], "y": [y]}

@@ -52,12 +52,8 @@ def scorecard(view: View) -> Table | None:
     lines = [_scorecard_line(row, notes) for row in content["rows"]]
     said = [line.remark for line in lines]
     # How it was measured is said once where rows of one measure follow each other.
-    lines = [
-        line._replace(remark="") if i and said[i] == said[i - 1] else line for i, line in enumerate(lines)
-    ]
-    return Table(
-        f"Scorecard on {view.config.get('task', 'this task')}", columns, tuple(lines), tuple(notes.listed)
-    )
+    lines = [line._replace(remark="") if i and said[i] == said[i - 1] else line for i, line in enumerate(lines)]
+    return Table(f"Scorecard on {view.config.get('task', 'this task')}", columns, tuple(lines), tuple(notes.listed))
 
 
 class _Notes:
@@ -86,9 +82,7 @@ def _scorecard_line(row: Json, notes: _Notes) -> Line:
     size = row.get("batch_size")
     unit = ", ".join(part for part in (row["unit"], f"batch size {size}" if size is not None else "") if part)
     said = words if row["id"] == "pools" else str
-    cells = tuple(
-        _split(cell["text"] and said(cell["text"]), notes.of_cell(cell.get("note"))) for cell in row["cells"]
-    )
+    cells = tuple(_split(cell["text"] and said(cell["text"]), notes.of_cell(cell.get("note"))) for cell in row["cells"])
     return Line(row["title"], unit, row["how"], cells)
 
 
@@ -185,9 +179,7 @@ def settings(title: str, values: Json) -> Table | None:
     """A table of names and values."""
     if not values:
         return None
-    lines = tuple(
-        Line(name.replace("_", " "), "", "", (Cell(_flat(value)),)) for name, value in values.items()
-    )
+    lines = tuple(Line(name.replace("_", " "), "", "", (Cell(_flat(value)),)) for name, value in values.items())
     return Table(title, (Cell("Value"),), lines)
 
 

@@ -68,9 +68,7 @@ def scale(score: dict[str, Any], delta: float) -> Scale:
     """The scale of a run: as many digits as it takes to see a tenth of delta."""
     points = score.get("unit") == "points"
     wanted = 1 - math.floor(math.log10(delta * (100 if points else 1)) + 1e-9) if delta > 0 else 1
-    return Scale(
-        score.get("name", "score"), score.get("higher_is_better", True), points, min(max(wanted, 0), 6)
-    )
+    return Scale(score.get("name", "score"), score.get("higher_is_better", True), points, min(max(wanted, 0), 6))
 
 
 def decimal(value: float, digits: int) -> str:

@@ -68,7 +68,7 @@ class Plan:
     def undo(self) -> None:
         """Takes the change back: the same module objects, tensors, optimizer groups and state as before.
 
-        What was learned since stays in the parameters that old and new layers share; a layer that
+        What was learned since stays in the tensors that old and new layers share; a layer that
         returns takes the train or eval mode of the one that stood in for it. A second call does nothing.
         """
         if self._undo is not None:

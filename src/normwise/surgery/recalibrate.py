@@ -28,7 +28,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
 
     Left alone: norms without running statistics and frozen ones, that is momentum 0, or eval mode
     inside a model in training mode (weights without gradients do not make a norm frozen); modes,
-    momentum, random generators. `num_batches_tracked` becomes the number of batches merged. A
+    momentum, random generators. `num_batches_tracked` becomes the number of uses merged. A
     batch that gives a norm one value per channel is skipped, and the plan says so.
 
     Batches: a tensor; a tuple or list, of which the first is the input; a dict, of which `forward`

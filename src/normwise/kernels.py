@@ -1,0 +1,215 @@
+"""The native kernels as thin functions; `available()` says whether they were built."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_OPS = torch.ops.normwise
+
+
+class Act(NamedTuple):
+    """An activation as the kernels know it: a number and two parameters."""
+
+    code: int
+    low: float = 0.0
+    high: float = 0.0
+
+    @property
+    def output_tells(self) -> bool:
+        """True where the gradient can be told from the output, so that the residual need not be kept."""
+        return self.code in (1, 2)
+
+
+NONE = Act(0)
+RELU = Act(1, 0.0, float("nan"))
+SILU = Act(3)
+GELU = Act(4)
+
+
+def hardtanh(low: float = -1.0, high: float = 1.0) -> Act:
+    """Clips to [low, high]; ReLU6 is `hardtanh(0, 6)`."""
+    return Act(1, low, high)
+
+
+def leaky_relu(slope: float = 0.01) -> Act:
+    """x where positive, else `slope * x`, for a slope of at least 0."""
+    if slope < 0:
+        raise ValueError(f"leaky_relu: the kernels know slopes of at least 0, got {slope}; use the reference.")
+    return Act(2, slope)
+
+
+def available() -> bool:
+    """Says whether the kernels were built at install and could be loaded.
+
+    >>> isinstance(available(), bool)
+    True
+    """
+    return _LOADED
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every plane of x (N, C, *spatial): two tables (N, C), float32 or wider."""
+    return _OPS.moments(x)
+
+
+def scale_shift(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    center: Tensor | None = None,
+    residual: Tensor | None = None,
+    act: Act = NONE,
+) -> Tensor:
+    """`act((x - center) * scale + shift + residual)`; coefficients are tables (N, C), (1, C) or (C,)."""
+    return _OPS.scale_shift(x, scale, shift, center, residual, *act)
+
+
+def reduce_grad(
+    g: Tensor,
+    x: Tensor,
+    center: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    extra: Tensor | None = None,
+    act: Act = NONE,
+) -> tuple[Tensor, Tensor]:
+    """Sums of g and of `g * (x - center)` over every plane, g taken behind the activation.
+
+    `extra`, if there was a residual: the output where `act.output_tells`, else the residual.
+    """
+    return _OPS.reduce_grad(g, x, center, scale, shift, extra, *act)
+
+
+def apply_grad(
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    offset: Tensor,
+    center: Tensor | None = None,
+    shift: Tensor | None = None,
+    extra: Tensor | None = None,
+    act: Act = NONE,
+) -> tuple[Tensor, Tensor]:
+    """`scale * g + slope * (x - center) + offset`, and with `extra` the gradient of the residual (else empty)."""
+    return _OPS.apply_grad(g, x, scale, slope, offset, center, shift, extra, *act)
+
+
+def norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    statistics: tuple[Tensor, Tensor] | None = None,
+    residual: Tensor | None = None,
+    act: Act = NONE,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm (groups = 0), group norm, or instance norm (groups = C), with what follows it.
+
+    Gives the output, and mean and biased variance: (C,) for batch, else (N, groups); empty where
+    `statistics` (running mean and variance) were given.
+    """
+    mean, var = statistics or (None, None)
+    return _OPS.norm(x, weight, bias, mean, var, residual, groups, eps, *act)
+
+
+def norm_backward(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    extra: Tensor | None = None,
+    act: Act = NONE,
+    fixed: bool = False,
+    need_input: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, weight, bias and residual (the last empty without `extra`; see `reduce_grad`).
+
+    `fixed`: mean and var did not come from x. `bias` matters behind an activation only.
+    """
+    return _OPS.norm_backward(
+        g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input
+    )
+
+
+def _load() -> bool:
+    for path in sorted(Path(__file__).parent.glob("_C*.so")):
+        torch.ops.load_library(path)
+    if not hasattr(_OPS, "norm"):
+        return False
+    for fake in (_fake_moments, _fake_scale_shift, _fake_reduce_grad, _fake_apply_grad, _fake_norm, _fake_backward):
+        torch.library.register_fake(f"normwise::{fake.__doc__}")(fake)
+    return True
+
+
+def _fake_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """moments"""
+    return _table(x, x.shape[:2]), _table(x, x.shape[:2])
+
+
+def _fake_scale_shift(x: Tensor, *others: object) -> Tensor:
+    """scale_shift"""
+    return _like(x)
+
+
+def _fake_reduce_grad(g: Tensor, x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    """reduce_grad"""
+    return _table(x, x.shape[:2]), _table(x, x.shape[:2])
+
+
+def _fake_apply_grad(
+    g: Tensor, x: Tensor, scale: Tensor, slope: Tensor, offset: Tensor, center: object, shift: object,
+    extra: Tensor | None, *others: object,
+) -> tuple[Tensor, Tensor]:
+    """apply_grad"""
+    return _like(x), x.new_empty(0) if extra is None else _like(x)
+
+
+def _fake_norm(
+    x: Tensor, weight: object, bias: object, mean: Tensor | None, var: object, residual: object, groups: int,
+    *others: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """norm"""
+    shape = (0,) if mean is not None else (x.shape[0], groups) if groups else (x.shape[1],)
+    return _like(x), _table(x, shape), _table(x, shape)
+
+
+def _fake_backward(
+    g: Tensor, x: Tensor, mean: object, var: object, weight: object, bias: object, extra: Tensor | None,
+    groups: int, eps: float, act: int, low: float, high: float, fixed: bool, need_input: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """norm_backward"""
+    none = x.new_empty(0)
+    dx = _like(x) if need_input else none
+    residual = none.clone() if extra is None or not need_input else _like(x)
+    return dx, _table(x, x.shape[1:2]), _table(x, x.shape[1:2]), residual
+
+
+def _table(x: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _like(x: Tensor) -> Tensor:
+    """A new tensor as the kernels lay it out: like x where dense, else packed, channels last if x is so."""
+    strides, (n, c) = x.stride(), x.shape[:2]
+    sides = [(size, step) for size, step in zip(x.shape[2:], strides[2:], strict=True) if size != 1]
+    regular = all(a[1] == b[0] * b[1] for a, b in zip(sides, sides[1:], strict=False))
+    s, step = x.shape[2:].numel(), sides[-1][1] if sides else 1
+    is_planes = regular and s > 1 and step == 1
+    is_rows = regular and not is_planes and (c == 1 or strides[1] == 1) and step > 0
+    packed = (s == 1 or step == c) if is_rows else (c == 1 or strides[1] == s)
+    if (is_planes or is_rows) and packed and (n == 1 or strides[0] == c * s):
+        return x.new_empty_strided(x.shape, strides)
+    if is_rows:
+        return x.new_empty((n, *x.shape[2:], c)).movedim(-1, 1)
+    return x.new_empty(x.shape)
+
+
+_LOADED = _load()
