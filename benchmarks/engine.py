@@ -138,9 +138,7 @@ def overhead(folder: Path, count: int = 1000) -> None:
 
     with (
         Ledger.open(folder, {"task": "nothing"}) as ledger,
-        LocalEngine(
-            lambda trial: Result(trial), folder, workers=1, key=key, log=folder / "log.txt"
-        ) as engine,
+        LocalEngine(lambda trial: Result(trial), folder, workers=1, key=key, log=folder / "log.txt") as engine,
     ):
         engine.submit(Trial("none", 8, 0.1, -1))
         engine.next()
@@ -150,9 +148,7 @@ def overhead(folder: Path, count: int = 1000) -> None:
         for result in iter(engine.next, None):
             ledger.add(key(result.trial), result)
         wall, used = time.perf_counter() - begin, time.process_time() - used
-    print(
-        f"a trial that does nothing: {wall / count * 1e3:.2f} ms, of it the driver {used / count * 1e3:.2f}"
-    )
+    print(f"a trial that does nothing: {wall / count * 1e3:.2f} ms, of it the driver {used / count * 1e3:.2f}")
 
 
 if __name__ == "__main__":

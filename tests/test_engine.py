@@ -132,9 +132,7 @@ def test_a_job_that_cannot_be_pickled_is_bad_input(tmp_path: Path) -> None:
         with lock:
             return Result(trial)
 
-    with pytest.raises(
-        UsageError, match=r"pickling it failed \(cannot pickle '_thread.lock' object\); make in"
-    ):
+    with pytest.raises(UsageError, match=r"pickling it failed \(cannot pickle '_thread.lock' object\); make in"):
         local(job, tmp_path)
 
 
@@ -154,9 +152,7 @@ class Unimportable:
 def test_workers_that_cannot_start_are_not_replaced_for_ever(tmp_path: Path) -> None:
     with local(Unimportable(), tmp_path, workers=1) as engine:
         engine.submit(TRIALS[0])
-        with pytest.raises(
-            WorkerError, match=r"(?s)3 worker .* exited with code 1\. The end of .*no_such_module"
-        ):
+        with pytest.raises(WorkerError, match=r"(?s)3 worker .* exited with code 1\. The end of .*no_such_module"):
             engine.next()
 
 
@@ -166,7 +162,5 @@ def test_a_result_that_cannot_be_handed_over_ends_the_run(tmp_path: Path) -> Non
         engine.submit(TRIALS[1])
         assert engine.next() is not None
         (tmp_path / "trials").rename(tmp_path / "elsewhere")
-        with pytest.raises(
-            WorkerError, match=r"a worker stopped: cannot write .*\.json: \[Errno 2\] No such file"
-        ):
+        with pytest.raises(WorkerError, match=r"a worker stopped: cannot write .*\.json: \[Errno 2\] No such file"):
             engine.next()

@@ -205,6 +205,21 @@ def test_saving_on_the_cpu() -> None:
     torch.testing.assert_close(torch.autograd.grad(y.pow(3).sum(), given), tuple(grads(plain, given)))
 
 
+def test_distributed_data_parallel() -> None:
+    """Buffers are broadcast before each forward pass, gradients reduced in hooks; two passes, as a GAN does."""
+    model, x = network(), torch.randn(2, 3, 8, 8)
+    (model(x) + model(x)).pow(2).sum().backward()
+    wanted = [g.clone() for g in leaves(model) if g is not None]
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        (parallel(x) + parallel(x)).pow(2).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(leaves(model), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_compile_and_export() -> None:
     torch._dynamo.reset()
     given, seen = inputs(2, 4, 3), torch.zeros(4, dtype=torch.float64)

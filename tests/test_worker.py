@@ -137,9 +137,7 @@ def test_a_module_of_the_user_cannot_take_more_threads(
 def test_a_result_that_cannot_be_written_stops_the_worker_with_a_reason(worker: Conversation) -> None:
     worker.order(judged(judge=0.5), "no/such/folder")
     assert worker.hear() == "begin"
-    assert worker.hear().startswith(
-        f"stop cannot write {worker.folder}/no/such/folder.json: [Errno 2] No such"
-    )
+    assert worker.hear().startswith(f"stop cannot write {worker.folder}/no/such/folder.json: [Errno 2] No such")
 
 
 def test_a_job_that_cannot_be_unpickled_ends_the_worker_and_its_threads(worker: Conversation) -> None:

@@ -41,7 +41,13 @@ def __getattr__(name: str) -> Any:
         return import_module("normwise.functional")
     if name not in _HOME:
         raise AttributeError(f"module 'normwise' has no attribute {name!r}")
-    value = getattr(import_module(f"normwise.{_HOME[name]}"), name)
+    try:
+        value = getattr(import_module(f"normwise.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("normwise", "torch"):
+            raise
+        message = f"normwise.{name} needs {error.name}; install the extra lab: pip install 'normwise[lab]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
     globals()[name] = value
     return value
 

@@ -7,9 +7,12 @@ import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-from typer import Argument, Option
-from typer._click.exceptions import ClickException as UsageOfCommand  # typer shows no public name for it
+try:
+    import typer
+    from typer import Argument, Option
+    from typer._click.exceptions import ClickException as UsageOfCommand  # typer shows no public name for it
+except ModuleNotFoundError as error:
+    raise SystemExit(f"normwise: the command needs {error.name}; run: pip install 'normwise[lab]'") from None
 
 app = typer.Typer(
     name="normwise",
@@ -104,6 +107,8 @@ def main() -> None:
     except UsageOfCommand as error:
         error.show()
         raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        _stop(2, f"this needs {error.name}; run: pip install 'normwise[lab]'")
     except Exception as error:
         from normwise.errors import UsageError
 

@@ -1,5 +1,6 @@
 """The main job: `compare` says which normalization a network should use, on evidence it shows."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -9,7 +10,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import psutil
 
 from normwise.errors import UsageError
 from normwise.experiment import race
@@ -31,6 +35,9 @@ from normwise.files import write_atomic
 from normwise.report import console, page
 
 Content = dict[str, Any]
+LONGEST_TRIAL = 24 * 3600.0  # seconds, where the budget is counted in trials
+SHORTEST_LIMIT = 60.0
+MEMORY_SHARE = 0.9  # of the machine's memory, for all workers together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +138,11 @@ def run_request(
     task = task or resolve(request.task, model=request.model, data=request.data)
     if request.epochs is not None:
         task = task.with_epochs(request.epochs)
-    folder = _folder(out, task)
-    with Lock(folder):
+    with contextlib.ExitStack() as stack:
+        # a plan that is only looked at leaves nothing behind
+        temporary = dry_run and out is None
+        folder = Path(stack.enter_context(TemporaryDirectory())) if temporary else _folder(out, task)
+        stack.enter_context(Lock(folder))
         return Session(request, task, folder, workers or default_workers(), stored).run(dry_run)
 
 
@@ -167,6 +177,8 @@ class Session:
             console.Progress() as progress,
         ):
             ledger.ingest(self.folder / "trials", self._key)
+            for warning in ledger.warnings:
+                print(f"normwise: {warning}", file=sys.stderr)
             driver = Driver(engine, ledger, self._key)
             plan = self._plan(arms, left_out, driver, ledger)
             console.announce(self._config(plan, arms, left_out), sys.stderr)
@@ -214,8 +226,17 @@ class Session:
         return {**config, "workers": self.workers}
 
     def _engine(self) -> LocalEngine:
-        job = Job(self.task, self.setting)
-        return LocalEngine(job, self.folder, workers=self.workers, key=self._key, log=self.folder / "workers.log")
+        """Local workers. No trial may take longer than the whole budget, or more than its share of the memory."""
+        budget = parse_budget(self.request.budget or "")
+        return LocalEngine(
+            Job(self.task, self.setting),
+            self.folder,
+            workers=self.workers,
+            key=self._key,
+            seconds_per_trial=LONGEST_TRIAL if budget.in_trials else max(budget.amount, SHORTEST_LIMIT),
+            memory_per_trial=int(MEMORY_SHARE * psutil.virtual_memory().total / self.workers),
+            log=self.folder / "workers.log",
+        )
 
     def _key(self, trial: Trial) -> str:
         return trial.key(self._identity)

@@ -61,8 +61,8 @@ class Plan:
         return self.total([*spent, *wanted]) <= self.allowance[batch_size]
 
     def total(self, trials: Iterable[Trial]) -> float:
-        """The price of some trials."""
-        return sum(self.price[t.arm, t.batch_size] * t.length for t in trials)
+        """The price of some trials; those of other plans cost nothing here."""
+        return sum(self.price.get((t.arm, t.batch_size), 0.0) * t.length for t in trials)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: cells become rows of arm, batch size, value."""

@@ -21,9 +21,7 @@ from normwise.experiment.trial import Result, Trial
 COMMAND = [sys.executable, "-P", "-m", "normwise.experiment.worker"]
 SOURCE = str(Path(__file__).parents[2])
 # One thread a process: as many processes as cores do the rest.
-ONE_THREAD = {
-    f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
-}
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")}
 
 
 class WorkerError(RuntimeError):

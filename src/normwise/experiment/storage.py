@@ -22,9 +22,7 @@ LARGEST_INTEGER = 2**53  # a database keeps parameters as doubles
 LEAST_RATE, LARGEST_RATE = 1e-30, 1e30
 
 
-def open_storage(
-    folder: Path, url: str | None, warnings: list[str]
-) -> tuple["BaseStorage", Callable[[], None]]:
+def open_storage(folder: Path, url: str | None, warnings: list[str]) -> tuple["BaseStorage", Callable[[], None]]:
     """The journal in the folder or the storage at an Optuna URL, and how to close it."""
     if url is None:
         return _open_journal(folder / "journal.log", warnings), lambda: None
@@ -57,9 +55,7 @@ def record(key: str, result: Result) -> "FrozenTrial":
     from optuna.trial import TrialState, create_trial
 
     trial, judge = result.trial, None if result.status == "failed" else result.measures.get("judge")
-    state = (
-        TrialState.COMPLETE if judge is not None else TrialState.FAIL if result.failed else TrialState.PRUNED
-    )
+    state = TrialState.COMPLETE if judge is not None else TrialState.FAIL if result.failed else TrialState.PRUNED
     frozen = create_trial(
         state=state,
         value=judge,

@@ -35,8 +35,7 @@ def _difference_panel(view: View, cell: Json, span: tuple[float, float], delta: 
     rows = [_difference_row(view, cell, arm) for arm in arms]
     side = "right" if scale.higher_is_better else "left"
     axis = f"{scale.unit.strip() or scale.name}, arm minus {named.label} ({side} is better)"
-    note = {"x": 0, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
-    note |= {"text": f"delta \u00b1{scale.size(cell['delta'])}", "font": {"color": MUTED, "size": 12}}
+    note = _band_label(delta, span, f"delta \u00b1{scale.size(cell['delta'])}")
     label = "; ".join(f"{row.arm.name} {row.text}" for row in rows)
     return Panel(
         f"Batch size {cell['batch_size']}",
@@ -51,6 +50,14 @@ def _band(delta: float) -> list[Json]:
     band = {"type": "rect", "x0": -delta, "x1": delta, "fillcolor": BAND, "line": {"width": 0}}
     zero = {"type": "line", "x0": 0, "x1": 0, "line": {"color": ZERO, "width": 1}}
     return [whole | band, whole | zero]
+
+
+def _band_label(delta: float, span: tuple[float, float], text: str) -> Json:
+    """Over the middle of the band; where that is near an edge, inwards from it, so that nothing is cut off."""
+    place = -span[0] / (span[1] - span[0])
+    x, anchor = (-delta, "left") if place < -5 else (0, "center")
+    where = {"x": x, "xanchor": anchor, "y": 1, "yref": "paper", "yanchor": "bottom"}
+    return where | {"text": text, "showarrow": False, "font": {"color": MUTED, "size": 12}}
 
 
 def _difference_row(view: View, cell: Json, arm: Json) -> Row:
