@@ -114,7 +114,9 @@ def test_rising_loss_is_divergence_and_keeps_its_score():
     falls = train(up, Trial("layer", 16, 0.1, 0), Setting())
     assert falls.status == "ok"
 
-    def risen(model, batch, step=iter(range(10_000))):
+    step = iter(range(10_000))
+
+    def risen(model, batch):
         return torch.nn.functional.cross_entropy(model(batch[0]), batch[1]) + next(step)
 
     result = train(resolve(Small(loss=risen)), Trial("layer", 16, 0.1, 0), Setting())

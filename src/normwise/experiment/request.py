@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,23 +73,21 @@ class Request:
         return dataclasses.asdict(self)
 
     def command(self, out: str | os.PathLike[str]) -> str:
-        """The shell command that asks for this again."""
+        """The shell command that asks for this again.
+
+        >>> Request(task="digits", norms=["group:4"], epochs=2.0).command("runs/a")
+        'normwise compare digits --norm group:4 --epochs 2 --out runs/a'
+        """
         words = ["normwise", "compare"]
         if self.task:
-            words.append(_quoted(self.task))
+            words.append(shlex.quote(self.task))
         for name, value in self.to_dict().items():
             if name == "task" or value is None or value == DEFAULTS.get(name):
                 continue
             flag = {"norms": "norm", "batch_sizes": "batch-size"}.get(name, name)
             for item in value if isinstance(value, list) else [value]:
-                words += [f"--{flag}", _quoted(str(item))]
-        return " ".join([*words, "--out", _quoted(str(out))])
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
+                words += [f"--{flag}", shlex.quote(f"{item:g}" if isinstance(item, float) else str(item))]
+        return " ".join([*words, "--out", shlex.quote(str(out))])
 
 
 def parse_delta(text: str | float | None) -> tuple[float | None, float | None]:

@@ -55,7 +55,7 @@ def _band(delta: float) -> list[Json]:
 def _band_label(delta: float, span: tuple[float, float], text: str) -> Json:
     """Over the middle of the band; where that is near an edge, inwards from it, so that nothing is cut off."""
     place = -span[0] / (span[1] - span[0])
-    x, anchor = (-delta, "left") if place < -5 else (0, "center")
+    x, anchor = (-delta, "left") if place < 0.25 else (delta, "right") if place > 0.75 else (0, "center")
     where = {"x": x, "xanchor": anchor, "y": 1, "yref": "paper", "yanchor": "bottom"}
     return where | {"text": text, "showarrow": False, "font": {"color": MUTED, "size": 12}}
 
