@@ -1,7 +1,7 @@
 """Records two identical arms at every rate of the grid, so that an A/A race can be replayed with tuning of its own.
 
-    python benchmarks/record_clones.py --out benchmarks/recorded/clones.json
-    python benchmarks/replay.py --run benchmarks/recorded --clones        (reads results.json there)
+    python benchmarks/record_clones.py --out benchmarks/recorded/results.json
+    python benchmarks/replay.py --run benchmarks/recorded --clones
 
 The small CNN on digits with batch norm at batch size 64, 24 seeds at each of five rates, full length:
 120 trials, a few minutes on two cores. An arm and its clone are the same network, so each is recorded

@@ -102,13 +102,19 @@ inline void merge(double& mean, double& deviations, double n, double mean2, doub
 
 // --- planes ---
 
-// A shift near the mean. From m of n values it is off by at most sqrt(n / m) deviations, whatever the
-// data, so that sums of squares about it lose at most a factor n / m: no second pass is needed.
+// A shift near the mean. From m of n values it is off by at most sqrt(n / m) deviations, whatever the data, so
+// that sums of squares about it lose at most a factor n / m: no second pass is needed. Counted from the first
+// value, so that a constant plane gives it exactly.
 template <class T> inline Acc<T> guess_mean(const T* x, int64_t n) {
+  using A = Acc<T>;
   constexpr int w = kWidthFor<T>;
-  Acc<T> guess;
-  if (n < 16 * w) guess = load(x, 1)[0];
-  else guess = sum<Acc<T>>((load(x) + load(x + w)) + (load(x + 2 * w) + load(x + 3 * w))) / (4 * w);
+  const A first = load(x, 1)[0];
+  if (!std::isfinite(first)) return 0;
+  A sum_of_first;
+  if (n >= 16 * w) sum_of_first = sum<A>((load(x) + load(x + w)) + (load(x + 2 * w) + load(x + 3 * w)) - 4 * first) / 4;
+  else if (n >= w) sum_of_first = sum<A>(load(x) - first);
+  else sum_of_first = sum<A>(keep(load(x, int(n)) - first, int(n))) * (A(w) / A(n));
+  const A guess = first + sum_of_first / w;
   return std::isfinite(guess) ? guess : 0;
 }
 

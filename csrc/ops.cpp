@@ -239,8 +239,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
   const Optional m = as_table(mean, given, size, "mean"), v = as_table(var, given, size, "var");
   const Tensor grad = batch.matching(g, "the gradient");
   const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
-  const Tensor none = table_like(given, {0}, given.scalar_type());
-  Tensor out = input ? batch.like() : none, extra_grad = input && extra ? batch.like() : none;
+  Tensor out = input ? batch.like() : table_like(given, {0}, given.scalar_type());
+  Tensor extra_grad = input && extra ? batch.like() : table_like(given, {0}, given.scalar_type());
   Tensor weight_grad = table_like(given, {channels}, table_dtype(given));
   Tensor bias_grad = table_like(given, {channels}, table_dtype(given));
   dispatch(given.scalar_type(), [&](auto type) {

@@ -22,12 +22,13 @@ template <class T> inline void guess_means(const Grid<const T>& x, int64_t n, in
   using A = Acc<T>;
   const A share = A(1) / rows;
   const int64_t step = x.by.s;
-  const T* first = x.at(n, c0, s0);
+  const T* start = x.at(n, c0, s0);
   sweep<A>(width, [&](int64_t c, auto lanes) {
+    const Vec<A> first = load(start + c, lanes);
     Vec<A> sum = {};
-    for (int64_t s = 0; s < rows; ++s) sum += load(first + s * step + c, lanes);
-    sum *= share;
-    store(shift + c, sum - sum == 0 ? sum : Vec<A>{}, lanes);
+    for (int64_t s = 1; s < rows; ++s) sum += load(start + s * step + c, lanes) - first;
+    const Vec<A> guess = first + sum * share;
+    store(shift + c, guess - guess == 0 ? guess : Vec<A>{}, lanes);
   });
 }
 
@@ -38,8 +39,7 @@ template <class T> void row_moments(const Job<T>& job, const Tile& t, double* me
     double *m = mean + (c0 - t.c0), *d = deviations + (c0 - t.c0);
     std::fill_n(m, width, 0.0), std::fill_n(d, width, 0.0);
     in_runs(t.s0, t.s1, kRows, [&](int64_t s0, int64_t rows) {
-      // a power of two, so that a constant channel has its value as the mean exactly
-      guess_means(job.x, t.n, c0, width, s0, rows >= 64 ? 8 : 1, shift);
+      guess_means(job.x, t.n, c0, width, s0, std::min<int64_t>(rows, 16), shift);
       std::fill_n(sums, width, A(0)), std::fill_n(squares, width, A(0));
       in_bundles<8>(s0, s0 + rows, [&](int64_t s, auto size) {
         const Bundle<size, const T> x(job.x, t.n, c0, s);

@@ -12,9 +12,7 @@ State = dict[str, Tensor]
 Reference = Callable[..., Tensor]
 
 
-def pooled(
-    x: Tensor, mask: Tensor | None, instances: Iterable[int], channels: Iterable[int]
-) -> tuple[Tensor, Tensor]:
+def pooled(x: Tensor, mask: Tensor | None, instances: Iterable[int], channels: Iterable[int]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of all valid values of some instances and channels."""
     channels = list(channels)
     planes = [x[n, c] if mask is None else x[n, c][mask[n]] for n in instances for c in channels]
@@ -51,9 +49,7 @@ def none(x: Tensor, state: State, training: bool, mask: Tensor | None = None) ->
     return learned([list(instance) for instance in x], state, mask)
 
 
-def batch_moments(
-    x: Tensor, state: State, training: bool, mask: Tensor | None, c: int
-) -> tuple[Tensor, Tensor]:
+def batch_moments(x: Tensor, state: State, training: bool, mask: Tensor | None, c: int) -> tuple[Tensor, Tensor]:
     if training:
         return pooled(x, mask, range(x.shape[0]), [c])
     return state["running_mean"][c], state["running_var"][c]

@@ -45,13 +45,8 @@ def expected(norm: nn.Module, x: Tensor, **options: Any) -> Tensor:
     """The reference's result for the state of this norm, in float64."""
     state = read(norm)
     assert state is not None
-    given = {
-        name: t.double()
-        for name, t in {**dict(norm.named_parameters()), **dict(norm.named_buffers())}.items()
-    }
-    return REFERENCES[state.spec.name](
-        x.double(), given, norm.training, **options, **dict(state.spec.options)
-    )
+    given = {name: t.double() for name, t in {**dict(norm.named_parameters()), **dict(norm.named_buffers())}.items()}
+    return REFERENCES[state.spec.name](x.double(), given, norm.training, **options, **dict(state.spec.options))
 
 
 def needs_pixels(spec: str) -> bool:
@@ -226,8 +221,7 @@ def test_export(spec: str, training: bool) -> None:
 @layouts
 @pytest.mark.parametrize(
     ("dtype", "ratio"),
-    [(torch.float32, ratio) for ratio in (0, 1, 1e2, 1e3, 1e4)]
-    + [(torch.bfloat16, ratio) for ratio in (0, 1e2)],
+    [(torch.float32, ratio) for ratio in (0, 1, 1e2, 1e3, 1e4)] + [(torch.bfloat16, ratio) for ratio in (0, 1e2)],
     ids=str,
 )
 def test_large_mean(spec: str, layout: torch.memory_format, dtype: torch.dtype, ratio: float) -> None:
@@ -356,9 +350,7 @@ def test_keeps_one_activation_for_the_backward_pass(spec: str, training: bool) -
 @every_norm
 def test_per_sample_gradients(spec: str) -> None:
     norm = make(spec)
-    norm.train(
-        not list(norm.buffers())
-    )  # running statistics are written in place: not under vmap, as in PyTorch
+    norm.train(not list(norm.buffers()))  # running statistics are written in place: not under vmap, as in PyTorch
     x = sample(spec, 3, 5)
     parameters = dict(norm.named_parameters())
 

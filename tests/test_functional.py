@@ -93,6 +93,4 @@ def test_instance_norm_updates_running_statistics_as_pytorch() -> None:
 
 def test_layer_norm_of_an_instance_is_one_group() -> None:
     x = torch.randn(2, 4, 5, 3)
-    torch.testing.assert_close(
-        functional.group_norm(x, 1), nn.LayerNorm([4, 5, 3], elementwise_affine=False)(x)
-    )
+    torch.testing.assert_close(functional.group_norm(x, 1), nn.LayerNorm([4, 5, 3], elementwise_affine=False)(x))

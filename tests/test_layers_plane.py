@@ -139,9 +139,7 @@ def test_gate_does_not_wander_off() -> None:
 def test_eval_blend_uses_gate() -> None:
     norm, x = nw.BatchInstanceNorm(3).eval(), torch.randn(4, 3, 5, 5)
     nn.init.constant_(norm.gate, 0.25)
-    torch.testing.assert_close(
-        norm(x), 0.25 * x / (1 + 1e-5) ** 0.5 + 0.75 * F.instance_norm(x), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(norm(x), 0.25 * x / (1 + 1e-5) ** 0.5 + 0.75 * F.instance_norm(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("chosen", range(3))

@@ -126,9 +126,7 @@ def test_reads_pytorchs_norms_and_ours(module: nn.Module, text: str) -> None:
 
 
 def test_what_is_read() -> None:
-    norm = nn.BatchNorm2d(
-        6, eps=1e-3, momentum=0.01, track_running_stats=False, dtype=torch.float64, bias=False
-    ).eval()
+    norm = nn.BatchNorm2d(6, eps=1e-3, momentum=0.01, track_running_stats=False, dtype=torch.float64, bias=False).eval()
     assert found(norm) == NormState(
         NormSpec("batch"), 6, 1e-3, 0.01, True, False, False, False, torch.device("cpu"), torch.float64
     )

@@ -67,14 +67,10 @@ def test_moments_refuse_what_has_no_planes() -> None:
     axis=st.sampled_from([0, 1]),
     data=st.data(),
 )
-def test_pool_equals_the_moments_of_all_values(
-    n: int, c: int, s: int, axis: int, data: st.DataObject
-) -> None:
+def test_pool_equals_the_moments_of_all_values(n: int, c: int, s: int, axis: int, data: st.DataObject) -> None:
     """Instances may be cut unequally, channels only where they divide; with a mask or without."""
     size = (n, c)[axis]
-    parts = data.draw(
-        st.integers(1, n) if axis == 0 else st.sampled_from([k for k in range(1, c + 1) if c % k == 0])
-    )
+    parts = data.draw(st.integers(1, n) if axis == 0 else st.sampled_from([k for k in range(1, c + 1) if c % k == 0]))
     mask = torch.rand(n, s) < 0.7 if data.draw(st.booleans()) else None
     x = torch.randn(n, c, s, dtype=torch.float64) + 3
     pooled = moments(x, mask).pool(axis, parts)
@@ -89,9 +85,7 @@ def test_pool_equals_the_moments_of_all_values(
             line = lines[k] if lines is not None else part[k][:, mask[k]].flatten()  # pyright: ignore[reportOptionalSubscript]
             at = (int(chunk[0]), k) if axis == 0 else (k, int(chunk[0]))
             wanted = naive(line) if line.numel() else (0.0, 0.0, 0)
-            assert (float(means[at]), float(variances[at]), int(counts[at])) == pytest.approx(
-                wanted, abs=1e-9
-            )
+            assert (float(means[at]), float(variances[at]), int(counts[at])) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_pool_of_everything_in_two_steps() -> None:
@@ -127,9 +121,7 @@ def test_unbiased_variance() -> None:
 def test_a_chunk_without_valid_values_gives_no_nan() -> None:
     table = moments(torch.randn(4, 2, 3), torch.zeros(4, 3, dtype=torch.bool))
     for pooled in (table.pool(0), table.pool(1, 2), table.pool(0, 3)):
-        assert torch.isfinite(
-            torch.cat([pooled.mean.flatten(), pooled.var.flatten(), pooled.unbiased.flatten()])
-        ).all()
+        assert torch.isfinite(torch.cat([pooled.mean.flatten(), pooled.var.flatten(), pooled.unbiased.flatten()])).all()
 
 
 def test_pool_refuses_uneven_groups_and_too_many_parts() -> None:

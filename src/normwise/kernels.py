@@ -1,5 +1,6 @@
 """The native kernels as thin functions; `available()` says whether they were built."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,9 +135,7 @@ def norm_backward(
 
     `fixed`: mean and var did not come from x. `bias` matters behind an activation only.
     """
-    return _OPS.norm_backward(
-        g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input
-    )
+    return _OPS.norm_backward(g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input)
 
 
 def _load() -> bool:
@@ -144,51 +143,69 @@ def _load() -> bool:
         torch.ops.load_library(path)
     if not hasattr(_OPS, "norm"):
         return False
-    for fake in (_fake_moments, _fake_scale_shift, _fake_reduce_grad, _fake_apply_grad, _fake_norm, _fake_backward):
-        torch.library.register_fake(f"normwise::{fake.__doc__}")(fake)
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"normwise::{name}")(fake)
     return True
 
 
 def _fake_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """moments"""
     return _table(x, x.shape[:2]), _table(x, x.shape[:2])
 
 
 def _fake_scale_shift(x: Tensor, *others: object) -> Tensor:
-    """scale_shift"""
     return _like(x)
 
 
 def _fake_reduce_grad(g: Tensor, x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
-    """reduce_grad"""
     return _table(x, x.shape[:2]), _table(x, x.shape[:2])
 
 
 def _fake_apply_grad(
-    g: Tensor, x: Tensor, scale: Tensor, slope: Tensor, offset: Tensor, center: object, shift: object,
-    extra: Tensor | None, *others: object,
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    offset: Tensor,
+    center: object,
+    shift: object,
+    extra: Tensor | None,
+    *others: object,
 ) -> tuple[Tensor, Tensor]:
-    """apply_grad"""
     return _like(x), x.new_empty(0) if extra is None else _like(x)
 
 
 def _fake_norm(
-    x: Tensor, weight: object, bias: object, mean: Tensor | None, var: object, residual: object, groups: int,
+    x: Tensor,
+    weight: object,
+    bias: object,
+    mean: Tensor | None,
+    var: object,
+    residual: object,
+    groups: int,
     *others: object,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """norm"""
     shape = (0,) if mean is not None else (x.shape[0], groups) if groups else (x.shape[1],)
     return _like(x), _table(x, shape), _table(x, shape)
 
 
 def _fake_backward(
-    g: Tensor, x: Tensor, mean: object, var: object, weight: object, bias: object, extra: Tensor | None,
-    groups: int, eps: float, act: int, low: float, high: float, fixed: bool, need_input: bool,
+    g: Tensor,
+    x: Tensor,
+    mean: object,
+    var: object,
+    weight: object,
+    bias: object,
+    extra: Tensor | None,
+    groups: int,
+    eps: float,
+    act: int,
+    low: float,
+    high: float,
+    fixed: bool,
+    need_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """norm_backward"""
-    none = x.new_empty(0)
-    dx = _like(x) if need_input else none
-    residual = none.clone() if extra is None or not need_input else _like(x)
+    dx = _like(x) if need_input else x.new_empty(0)
+    residual = _like(x) if extra is not None and need_input else x.new_empty(0)
     return dx, _table(x, x.shape[1:2]), _table(x, x.shape[1:2]), residual
 
 
@@ -200,7 +217,7 @@ def _like(x: Tensor) -> Tensor:
     """A new tensor as the kernels lay it out: like x where dense, else packed, channels last if x is so."""
     strides, (n, c) = x.stride(), x.shape[:2]
     sides = [(size, step) for size, step in zip(x.shape[2:], strides[2:], strict=True) if size != 1]
-    regular = all(a[1] == b[0] * b[1] for a, b in zip(sides, sides[1:], strict=False))
+    regular = all(a[1] == b[0] * b[1] for a, b in pairwise(sides))
     s, step = x.shape[2:].numel(), sides[-1][1] if sides else 1
     is_planes = regular and s > 1 and step == 1
     is_rows = regular and not is_planes and (c == 1 or strides[1] == 1) and step > 0
@@ -212,4 +229,12 @@ def _like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+_FAKES = {
+    "moments": _fake_moments,
+    "scale_shift": _fake_scale_shift,
+    "reduce_grad": _fake_reduce_grad,
+    "apply_grad": _fake_apply_grad,
+    "norm": _fake_norm,
+    "norm_backward": _fake_backward,
+}
 _LOADED = _load()

@@ -107,9 +107,7 @@ class _Normalize(torch.autograd.Function):
     """The one node. It keeps x and a small graph from the table to the affine, of (N, C) tensors."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, mask: Tensor | None, rule: Rule, observe: Observe | None, *tensors: Any
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, rule: Rule, observe: Observe | None, *tensors: Any) -> Tensor:
         table = moments(x, mask)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             # outer hooks (checkpointing, offloading) must not see the small graph: they count what is saved

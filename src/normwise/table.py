@@ -60,9 +60,7 @@ def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     (2.0, 1.0, 2)
     """
     if x.dim() < 2:
-        raise ValueError(
-            f"moments: x must have shape (N, C, *spatial), got {tuple(x.shape)}; add the axes N and C."
-        )
+        raise ValueError(f"moments: x must have shape (N, C, *spatial), got {tuple(x.shape)}; add the axes N and C.")
     x = convert(x, wide(x.dtype))
     if mask is not None:
         return _masked_moments(x, align(mask, x))
@@ -120,9 +118,7 @@ def _total(table: Moments, axis: int) -> Moments:
     mean, var, count = table
     if not isinstance(count, Tensor):
         center = mean.mean(axis, keepdim=True)
-        return Moments(
-            center, (var + (mean - center) ** 2).mean(axis, keepdim=True), count * mean.shape[axis]
-        )
+        return Moments(center, (var + (mean - center) ** 2).mean(axis, keepdim=True), count * mean.shape[axis])
     count = count.expand_as(mean)
     total = count.sum(axis, keepdim=True)
     weight = count / total.clamp(min=1)
@@ -149,9 +145,7 @@ def _fold(table: Moments, axis: int, size: int) -> Moments:
 def _pool_unequal(table: Moments, parts: int) -> Moments:
     mean, var, count = table
     count = torch.as_tensor(count, dtype=mean.dtype, device=mean.device).expand_as(mean)
-    chunks = (
-        Moments(*chunk) for chunk in zip(*(t.tensor_split(parts) for t in (mean, var, count)), strict=True)
-    )
+    chunks = (Moments(*chunk) for chunk in zip(*(t.tensor_split(parts) for t in (mean, var, count)), strict=True))
     pooled = [[cast(Tensor, t).expand_as(chunk.mean) for t in _total(chunk, axis=0)] for chunk in chunks]
     return Moments(*(torch.cat(values) for values in zip(*pooled, strict=True)))
 

@@ -248,10 +248,12 @@ class Session:
         cells = _outcomes(plan, known)
         trained = [r for r in driver.done if r.trial.kind == "train"]
         price = plan.total(r.trial for r in trained)
-        whole = first_look_price(plan) + sum(plan.allowance.values())
+        # later looks come only where the first does not settle it: what is pending tells of them
+        waiting = plan.total(driver.pending.values())
         seconds = sum(r.seconds for r in trained)
         before = plan.total(t for t in known if t.kind == "train") - price
-        left = (whole - before - price) * (seconds / price if price else 1.0) / self.workers
+        left = max(waiting, first_look_price(plan) - before - price)
+        left *= (seconds / price if price else 1.0) / self.workers
         progress.update(
             done=len(known),
             total=len(known) + len(driver.pending),

@@ -21,15 +21,11 @@ class AnyBatchNorm(Plane):
             check_batch(self, x, mask)
         if mask is not None:
             rule = partial(_rule, eps=self.eps)
-            return ops.normalize(
-                x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe
-            )
+            return ops.normalize(x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe)
         dtype = wide(x.dtype)
         weight, bias = (convert(t, dtype) for t in (self.weight, self.bias))
         if mean is not None and var is not None:
-            return F.batch_norm(
-                x, convert(mean, dtype), convert(var, dtype), weight, bias, False, 0.0, self.eps
-            )
+            return F.batch_norm(x, convert(mean, dtype), convert(var, dtype), weight, bias, False, 0.0, self.eps)
         # temporaries: with momentum 1 they become the batch's own mean and unbiased variance
         mean, var = x.new_zeros(2, x.shape[1], dtype=dtype)
         y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)

@@ -91,9 +91,7 @@ def build(
     GroupNorm(2, 6, eps=1e-05, affine=True, bias=True)
     """
     spec = parse(spec)
-    common = dict(
-        eps=eps, momentum=momentum, affine=affine, bias=bias, track_running_stats=track_running_stats
-    )
+    common = dict(eps=eps, momentum=momentum, affine=affine, bias=bias, track_running_stats=track_running_stats)
     try:
         return NORMS[spec.name].make(num_features, **dict(spec.options), **common, device=device, dtype=dtype)
     except ValueError as error:
@@ -110,9 +108,7 @@ def read(module: nn.Module) -> NormState | None:
     ('batch', 8, 0.01)
     """
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
-        raise UsageError(
-            f"{type(module).__name__} must know its channels; run one batch through the model first."
-        )
+        raise UsageError(f"{type(module).__name__} must know its channels; run one batch through the model first.")
     spec = _spec(module)
     if spec is None:
         return None
@@ -163,11 +159,7 @@ def _spec(module: nn.Module) -> NormSpec | None:
     if entry is None:
         return None
     if isinstance(module, nn.GroupNorm):
-        return (
-            NormSpec("layer")
-            if module.num_groups == 1
-            else NormSpec("group", (("groups", module.num_groups),))
-        )
+        return NormSpec("layer") if module.num_groups == 1 else NormSpec("group", (("groups", module.num_groups),))
     return NormSpec(entry.name, tuple((name, getattr(module, name)) for name in entry.options))
 
 

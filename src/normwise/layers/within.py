@@ -42,15 +42,11 @@ class AnyInstanceNorm(Plane):
             check_values(self, x)
         if mask is not None:
             rule = partial(_instance, eps=self.eps)
-            return ops.normalize(
-                x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe
-            )
+            return ops.normalize(x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe)
         dtype = wide(x.dtype)
         weight, bias = (convert(t, dtype) for t in (self.weight, self.bias))
         if mean is not None and var is not None:
-            return F.batch_norm(
-                x, convert(mean, dtype), convert(var, dtype), weight, bias, False, 0.0, self.eps
-            )
+            return F.batch_norm(x, convert(mean, dtype), convert(var, dtype), weight, bias, False, 0.0, self.eps)
         if not (self.training and self.track_running_stats):
             return functional.instance_norm(x, None, None, weight, bias, True, 1.0, self.eps)
         # the same call while a checkpoint is recomputed, else other tensors would be saved
@@ -93,9 +89,7 @@ class RankedInstanceNorm(AnyInstanceNorm, _InstanceNorm):
     def check(self, x: Tensor, mask: Tensor | None) -> None:
         self._check_input_dim(x)
         if not self.affine and not self.track_running_stats and x.shape[1] != self.num_features:
-            warn(
-                f"num_features is {self.num_features}, but the input has {x.shape[1]} channels", stacklevel=4
-            )
+            warn(f"num_features is {self.num_features}, but the input has {x.shape[1]} channels", stacklevel=4)
             return check_input(self, x, x.shape[1], mask)
         check_input(self, x, self.num_features, mask)
 
