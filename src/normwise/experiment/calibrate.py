@@ -21,7 +21,7 @@ from normwise.probe.record import record
 from normwise.surgery.fold import fold
 
 WARM_UP, TIMED = 5, 20
-CEILING_STEPS, CEILING_RATES = 60, 10
+CEILING_STEPS, CEILING_RATES = 100, 8
 COMPARED, LOWERED = 10, 0.1
 
 
@@ -114,19 +114,22 @@ def _growth(task: Task, trial: Trial, setting: Setting, batch: object) -> float 
 
 
 def _highest_rate(task: Task, trial: Trial, setting: Setting, batches: Batches) -> float | None:
-    """The last rate, from the chosen one up by factors of 3, before two in a row that fail to lower the loss."""
+    """The last rate that trains, from the chosen one up by factors of 3: two failures in a row after it end the search.
+
+    A small rate may fail because it is slow, so failures before the first success do not count.
+    """
     highest, failures = None, 0
     for step in range(CEILING_RATES):
         rate = trial.learning_rate * 3.0**step
         if _trains(task, trial, setting, batches, rate):
             highest, failures = rate, 0
-        elif (failures := failures + 1) == 2:
+        elif highest is not None and (failures := failures + 1) == 2:
             break
     return highest
 
 
 def _trains(task: Task, trial: Trial, setting: Setting, batches: Batches, rate: float) -> bool:
-    """Whether 60 steps at a constant rate lower the loss by a tenth of what it was on ten batches before them."""
+    """Whether 100 steps at a constant rate lower the loss by a tenth of what it was on ten batches before them."""
     model = build(task, trial.arm, trial.seed, setting.device).train()
     optimizer = task.optimizer(model.parameters(), rate)
     stream = itertools.chain.from_iterable(itertools.repeat(batches))

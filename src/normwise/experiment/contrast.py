@@ -130,9 +130,7 @@ def bound(
     return max((lead(rival) for rival in scores if rival != arm), default=-math.inf)
 
 
-def safe(
-    scores: Mapping[Arm, Values], arm: Arm, rule: Rule, beaten_by: Mapping[Arm, Arm] | None = None
-) -> bool:
+def safe(scores: Mapping[Arm, Values], arm: Arm, rule: Rule, beaten_by: Mapping[Arm, Arm] | None = None) -> bool:
     """Is it shown that no rival is better than `arm` by more than delta?
 
     >>> rule = Rule(delta=0.01, alpha=0.05, looks=1, arms=2)

@@ -45,9 +45,7 @@ def field_of(plan: Plan, outcomes: Sequence[CellOutcome]) -> Field:
     """Judges one batch size, or several at once: what a race put out stays out, and more may fall."""
     rule = rule_for(plan, sum(len(cell.arms) for cell in outcomes))
     arms = {(arm.norm, cell.batch_size): arm for cell in outcomes for arm in cell.stable}
-    unstable = [
-        (arm.norm, cell.batch_size) for cell in outcomes for arm in cell.arms if arm.out == "unstable"
-    ]
+    unstable = [(arm.norm, cell.batch_size) for cell in outcomes for arm in cell.arms if arm.out == "unstable"]
     scores = {pair: arm.scores for pair, arm in arms.items()}
     costs = {pair: arm.cost for pair, arm in arms.items()}
     dropped = {pair: (arm.beaten_by, pair[1]) for pair, arm in arms.items() if arm.beaten_by}

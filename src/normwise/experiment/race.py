@@ -101,9 +101,7 @@ def judged(result: Result, plan: Plan) -> float:
     return score if plan.higher_is_better else -score
 
 
-def contest(
-    plan: Plan, batch_size: int, rates: Mapping[str, float], spent: list[Trial]
-) -> Steps[CellOutcome]:
+def contest(plan: Plan, batch_size: int, rates: Mapping[str, float], spent: list[Trial]) -> Steps[CellOutcome]:
     """Races tuned arms on paired seeds until the cheapest one left is safe, or seeds or allowance are out."""
     rule = rule_for(plan, len(rates))
     arms = tuple(ArmOutcome(arm, rate, plan.costs[arm]) for arm, rate in rates.items())
@@ -151,9 +149,7 @@ def check_length(plan: Plan, cell: CellOutcome, spent: list[Trial]) -> Steps[Cel
     return replace(cell, arms=tuple(arms), rival=rival)
 
 
-def _after_look(
-    plan: Plan, rule: Rule, cell: CellOutcome, results: Mapping[Trial, Result], look: int
-) -> CellOutcome:
+def _after_look(plan: Plan, rule: Rule, cell: CellOutcome, results: Mapping[Trial, Result], look: int) -> CellOutcome:
     by_seed = sorted(results, key=lambda trial: trial.seed)
 
     def own(arm: ArmOutcome) -> list[Result]:
@@ -175,10 +171,7 @@ def _steadied(cell: CellOutcome) -> CellOutcome:
 def _dropped(cell: CellOutcome, rule: Rule) -> CellOutcome:
     """Puts out what is shown to be worse than the leader."""
     beaten = drop({arm.norm: arm.scores for arm in cell.stable}, cell.beaten_by(), rule)
-    arms = (
-        replace(arm, out="worse", beaten_by=beaten[arm.norm]) if arm.norm in beaten else arm
-        for arm in cell.arms
-    )
+    arms = (replace(arm, out="worse", beaten_by=beaten[arm.norm]) if arm.norm in beaten else arm for arm in cell.arms)
     return replace(cell, arms=tuple(arms))
 
 

@@ -58,9 +58,7 @@ def outside(scores: Mapping[float, float], grid: Iterable[float]) -> list[float]
     return [float(f"{rate:.6g}") for rate in below + above]
 
 
-def trials(
-    plan: Plan, batch_size: int, rates: Rates, seeds: Iterable[int], length: float = 1.0
-) -> list[Trial]:
+def trials(plan: Plan, batch_size: int, rates: Rates, seeds: Iterable[int], length: float = 1.0) -> list[Trial]:
     """Every arm at its rates for every seed; seed by seed, so that an interrupted run is still paired."""
     return [
         Trial(arm, batch_size, rate, seed, length, plan.onednn[arm, batch_size])
@@ -95,10 +93,7 @@ def _measure(plan: Plan, wanted: list[Trial]) -> Steps[Table]:
     table: dict[str, dict[float, list[float]]] = {}
     for trial in wanted:
         table.setdefault(trial.arm, {}).setdefault(trial.learning_rate, []).append(scores[trial])
-    return {
-        arm: {rate: sum(own) / len(own) for rate, own in sorted(by_rate.items())}
-        for arm, by_rate in table.items()
-    }
+    return {arm: {rate: sum(own) / len(own) for rate, own in sorted(by_rate.items())} for arm, by_rate in table.items()}
 
 
 def _validation(plan: Plan, results: Mapping[Trial, Result]) -> dict[Trial, float]:

@@ -134,9 +134,7 @@ def _arm(plan: Plan, field: Field, arm: ArmOutcome, pair: Pair) -> Content:
         "bound": _finite(bound, bound),
         "difference": None if arm is field.named else _turned(plan, against),
         "gain_half_to_full": _gain(plan, arm),
-        "double": {**_turned(plan, interval(arm.double, plan.level)), "n": len(arm.double)}
-        if arm.double
-        else None,
+        "double": {**_turned(plan, interval(arm.double, plan.level)), "n": len(arm.double)} if arm.double else None,
         "cost": arm.cost,
         "loss": interval(arm.losses, plan.level)._asdict() if whole else None,
     }
