@@ -40,6 +40,7 @@ class BatchNorm(AnyBatchNorm, PlaneNorm, _BatchNorm):
     `y = (x - mean_c) / sqrt(var_c + eps) * weight + bias`, statistics over (N, *spatial)
     (Ioffe and Szegedy, 2015). Input (N, C, *spatial) of any rank.
 
+    >>> import torch
     >>> norm = BatchNorm(3)
     >>> y = norm(torch.randn(8, 3, 4, 4))
     >>> bool(y.mean().abs() < 1e-5), norm.num_batches_tracked.item()
@@ -50,6 +51,7 @@ class BatchNorm(AnyBatchNorm, PlaneNorm, _BatchNorm):
 class BatchNorm1d(AnyBatchNorm, nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` with the repairs of `Running` and masks.
 
+    >>> import torch
     >>> BatchNorm1d(3)(torch.ones(4, 3)).shape
     torch.Size([4, 3])
     """
@@ -58,6 +60,7 @@ class BatchNorm1d(AnyBatchNorm, nn.BatchNorm1d):
 class BatchNorm2d(AnyBatchNorm, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` with the repairs of `Running` and masks.
 
+    >>> import torch
     >>> BatchNorm2d(3)(torch.ones(4, 3, 2, 2)).shape
     torch.Size([4, 3, 2, 2])
     """
@@ -66,6 +69,7 @@ class BatchNorm2d(AnyBatchNorm, nn.BatchNorm2d):
 class BatchNorm3d(AnyBatchNorm, nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d` with the repairs of `Running` and masks.
 
+    >>> import torch
     >>> BatchNorm3d(3)(torch.ones(4, 3, 2, 2, 2)).shape
     torch.Size([4, 3, 2, 2, 2])
     """
