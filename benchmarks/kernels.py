@@ -131,7 +131,8 @@ def _row(cell: dict, workers: dict[str, subprocess.Popen], rounds: int) -> list[
     times: dict[str, dict[str, list[float]]] = {peer: {} for peer in workers}
     for _ in range(rounds):
         for peer, worker in workers.items():
-            assert worker.stdin and worker.stdout
+            assert worker.stdin
+            assert worker.stdout
             worker.stdin.write(json.dumps(cell) + "\n")
             worker.stdin.flush()
             for name, values in json.loads(worker.stdout.readline()).items():

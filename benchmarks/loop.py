@@ -52,8 +52,8 @@ def ours() -> float:
     """The same by normwise's loop, with its curve and divergence check."""
     from torch.utils.data import TensorDataset
 
+    from normwise.experiment.resolve import resolve
     from normwise.experiment.setting import Setting
-    from normwise.experiment.task import resolve
     from normwise.experiment.train import Loop
 
     class Empty:

@@ -1,4 +1,6 @@
 // The kernels for what the compiler takes for granted, and the choice between the targets.
+#include <cstdlib>
+
 #include "headers.h"
 
 #define VECTOR_BYTES 16
@@ -14,9 +16,12 @@ namespace plain {
 namespace avx512 { template <class T> Layouts<T> list(); }
 namespace avx2 { template <class T> Layouts<T> list(); }
 
+// NORMWISE_VECTOR_BYTES=32 or 16 keeps to narrower vectors: so the tests see every target.
 template <class T> Layouts<T> choose() {
-  if (__builtin_cpu_supports("x86-64-v4")) return avx512::list<T>();
-  if (__builtin_cpu_supports("x86-64-v3")) return avx2::list<T>();
+  const char* limit = std::getenv("NORMWISE_VECTOR_BYTES");
+  const int bytes = limit ? std::atoi(limit) : 64;
+  if (bytes >= 64 && __builtin_cpu_supports("x86-64-v4")) return avx512::list<T>();
+  if (bytes >= 32 && __builtin_cpu_supports("x86-64-v3")) return avx2::list<T>();
   return plain::list<T>();
 }
 #else
