@@ -45,9 +45,7 @@ def scores(means: dict[str, float], spread: float = 0.003) -> Answer:
     return answer
 
 
-def drive(
-    process: Generator[list[Trial], dict[Trial, Result], Any], answer: Answer
-) -> tuple[Any, list[list[Trial]]]:
+def drive(process: Generator[list[Trial], dict[Trial, Result], Any], answer: Answer) -> tuple[Any, list[list[Trial]]]:
     """The outcome of a process and every list of trials it asked for."""
     asked = [next(process)]
     while True:

@@ -1,8 +1,9 @@
 """A task that trains in milliseconds: two clouds of points, a network with two norms."""
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import normwise as nw
 
@@ -39,6 +40,50 @@ def nan_data():
     inputs = inputs.clone()
     inputs[3, 1] = float("nan")
     return TensorDataset(inputs, targets)
+
+
+def noisy_model():
+    """Prints, and draws its weights with NumPy."""
+    print("building the model")
+    made = model()
+    with torch.no_grad():
+        made[0].weight.copy_(torch.tensor(np.random.randn(8, 4) / 2))
+    return made
+
+
+class Points(Dataset):
+    """Samples that are dicts."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+class Dicts:
+    """Batches that are dicts, with a loss and a score of its own: an error, so less is better."""
+
+    epochs, delta, higher_is_better, score_name = 1, 0.02, False, "error"
+
+    def model(self):
+        return model()
+
+    def data(self):
+        inputs, targets = data().tensors
+        return Points([{"points": x, "label": y} for x, y in zip(inputs, targets, strict=True)])
+
+    def loss(self, model, batch):
+        return nn.functional.cross_entropy(model(batch["points"]), batch["label"])
+
+    def score(self, model, loader):
+        model.eval()
+        with torch.no_grad():
+            wrong = [(model(b["points"]).argmax(1) != b["label"]).float() for b in loader]
+        return torch.cat(wrong).mean().item()
 
 
 class Unscored:

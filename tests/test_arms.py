@@ -40,12 +40,12 @@ def arms():
 
 
 def test_the_users_model_is_an_arm_and_batch_is_the_same(arms):
-    assert list(arms) == ["keep", "instance", "group:2", "none", "layer"]
-    assert arms["keep"].aliases == ("batch",)
+    assert list(arms) == ["batch", "instance", "group:2", "none", "layer"]
+    assert arms["batch"].aliases == ("keep",)
 
 
 def test_values_are_those_of_the_poorest_layer(arms):
-    assert arms["keep"].values == {4: 4 * 16, 16: 16 * 16}
+    assert arms["batch"].values == {4: 4 * 16, 16: 16 * 16}
     assert arms["instance"].values == {4: 16, 16: 16}
     assert arms["instance"].smallest == {4: "5", 16: "5"}
     assert arms["layer"].values[4] == 6 * 16  # six channels of 4x4, fewer than four of 8x8
@@ -53,7 +53,7 @@ def test_values_are_those_of_the_poorest_layer(arms):
 
 
 def test_what_folds_costs_nothing(arms):
-    assert arms["keep"].cost == arms["none"].cost == 0
+    assert arms["batch"].cost == arms["none"].cost == 0
     assert arms["instance"].cost == arms["layer"].cost > 0
 
 
@@ -63,11 +63,11 @@ def test_parameters_are_equal_for_all_arms(arms):
 
 def test_instance_norm_before_global_pooling_is_noticed(arms):
     assert arms["instance"].before_pooling == ("5",)
-    assert arms["keep"].before_pooling == ()
+    assert arms["batch"].before_pooling == ()
 
 
 def test_pools_are_told(arms):
-    assert (arms["keep"].pools, arms["none"].pools) == ("N,HW", "nothing")
+    assert (arms["batch"].pools, arms["none"].pools) == ("N,HW", "nothing")
 
 
 def test_group_of_every_channel_is_instance_and_runs_once():
@@ -104,7 +104,7 @@ def test_built_in_networks_have_no_keep():
         (["instnace", "none"], "did you mean instance"),
         (["group:5"], "1, 2 or 4 would do"),
         (["layer-token"], "alters no layer"),
-        (["batch"], "at least two different arms"),
+        (["batch"], "at least two different arms, got batch = keep"),
     ],
 )
 def test_bad_arms_are_refused(named, message):

@@ -15,6 +15,8 @@ import small_task
 
 import normwise as nw
 from normwise.errors import UsageError
+from normwise.experiment.compare import run_request
+from normwise.experiment.request import Request
 
 HERE = Path(__file__).parent
 COMMAND = [sys.executable, "-m", "normwise", "compare", "--json"]
@@ -65,7 +67,7 @@ def test_a_run_leaves_what_the_docs_promise(finished):
     assert content["config"]["finished"]
     assert content["verdict"]["kind"] in ("winner", "tie", "safe", "undecided")
     assert content["verdict"]["statement"]
-    assert "arms: keep = batch, layer, none" in said
+    assert "arms: batch = keep, layer, none" in said
     with (folder / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(content["results"])
 
@@ -76,17 +78,16 @@ def test_every_arm_left_has_eight_paired_fresh_seeds(finished):
     seeds = {}
     for row in race:
         seeds.setdefault(row["arm"], set()).add(row["seed"])
-    assert set(seeds) == {"keep", "layer", "none"}
-    assert all(len(own) >= 8 for own in seeds.values())
-    assert len({frozenset(own & seeds["keep"]) for own in seeds.values()}) == 1
+    assert set(seeds) == {"batch", "layer", "none"}
+    assert all(set(range(8)) <= own for own in seeds.values())
     tuning = {row["seed"] for row in content["results"] if row["stage"] == "rate"}
     assert not tuning & set.union(*seeds.values())
 
 
 def test_arms_that_build_the_same_network_run_once(finished):
     _, content, _ = finished
-    assert content["config"]["arms"][0]["aliases"] == ["batch"]
-    assert not any(row["arm"] == "batch" for row in content["results"])
+    assert content["config"]["arms"][0]["aliases"] == ["keep"]
+    assert not any(row["arm"] == "keep" for row in content["results"])
 
 
 def test_scorecard_has_every_row_for_every_arm(finished):
@@ -161,9 +162,8 @@ def test_more_arms_extend_a_run_and_reuse_its_trials(finished, tmp_path):
     folder, content, _ = finished
     for name in ("config.json", "journal.log"):
         shutil.copy(folder / name, tmp_path)
-    more = [*SMALL[:-1], "200trials", *ARMS, "--norm", "group:4"]
-    grown = json.loads(run(*more, "--out", tmp_path).stdout)
-    assert {arm["name"] for arm in grown["config"]["arms"]} == {"keep", "layer", "none", "group:4"}
+    grown = json.loads(run("--norm", "group:4", "--budget", "200trials", "--out", tmp_path).stdout)
+    assert {arm["name"] for arm in grown["config"]["arms"]} == {"batch", "layer", "none", "group:4"}
     old = scores(content)
     assert {key: value for key, value in scores(grown).items() if key in old} == old
 
@@ -175,6 +175,45 @@ def test_own_training_loop(tmp_path):
     assert rows["values"]["cells"][0]["text"] == "not measured"
     found.save(tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_dict_batches_and_a_score_where_less_is_better(tmp_path):
+    found = nw.compare(small_task.Dicts(), ["batch", "none"], [16], budget="60trials", out=tmp_path, workers=2)
+    assert all(row["status"] != "failed" for row in found.results)
+    race = [row["measures"] for row in found.results if row["stage"] == "race"]
+    assert all({"judge", "train"} <= measures.keys() for measures in race)
+    cell = found.verdict["per_batch_size"][0]
+    means = {arm["norm"]: arm["mean"] for arm in cell["arms"]}
+    named = next(arm for arm in cell["arms"] if arm["norm"] == cell["norm"])
+    assert cell["kind"] in ("tie", "safe", "undecided") or named["mean"] == min(means.values())
+    with pytest.raises(UsageError, match="started from Python"):
+        run_request(Request(), out=tmp_path)
+    with pytest.raises(UsageError, match="holds another experiment"):
+        nw.compare(small_task.Unscored(), ["batch", "none"], [16], delta=0.1, budget="60trials", out=tmp_path)
+
+
+def test_user_code_that_prints_and_draws_from_numpy(tmp_path):
+    arguments = [*SMALL, "--model", "small_task.py:noisy_model", "--batch-size", "16", "--norm", "none"]
+    first = json.loads(run(*arguments, "--budget", "60trials", "--out", tmp_path / "a").stdout)
+    shutil.copy(tmp_path / "a" / "config.json", (tmp_path / "b").mkdir() or tmp_path / "b")
+    assert scores(json.loads(run("--out", tmp_path / "b").stdout)) == scores(first)
+
+
+def test_dry_run_changes_nothing(finished):
+    folder, _, _ = finished
+    before = {path: path.read_bytes() for path in sorted(folder.glob("*.*"))}
+    planned = json.loads(run("--out", folder, "--budget", "300trials", "--dry-run").stdout)
+    assert planned["config"]["budget"] == "300trials"
+    assert {path: path.read_bytes() for path in sorted(folder.glob("*.*")) if path in before} == {
+        path: content for path, content in before.items() if path.name != "journal.log"
+    } | {folder / "journal.log": (folder / "journal.log").read_bytes()}
+
+
+def test_mapping_of_patterns_from_a_file(tmp_path):
+    (tmp_path / "map.json").write_text('{"1": "layer", "*": "batch"}')
+    arguments = [*SMALL, "--norm", f"@{tmp_path / 'map.json'}", "--batch-size", "16", "--dry-run"]
+    planned = json.loads(run(*arguments).stdout)
+    assert [arm["name"] for arm in planned["config"]["arms"]] == ["keep", '{"1": "layer", "*": "batch"}']
 
 
 BAD = {
@@ -192,6 +231,11 @@ BAD = {
     "precision": (["--precision", "fp8"], "fp32, bf16, fp16"),
     "delta": (["--delta", "-1"], "positive"),
     "one arm": (["--norm", "batch"], "at least two different arms"),
+    "bad mapping": (["--norm", "{1: layer}"], "must be JSON"),
+    "delta in points": (["--delta", "1", "--norm", "none"], "one point is 0.01"),
+    "device": (["--device", "warp"], "device must be one that PyTorch has"),
+    "epochs": (["--epochs", "nan"], "positive number"),
+    "workers": (["--workers", "-1"], "at least 1"),
     "position norm": (["--norm", "layer-token", "--norm", "none"], "alters no layer"),
 }
 

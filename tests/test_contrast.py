@@ -131,7 +131,5 @@ def test_bound_covers_the_true_lead(seeds: int) -> None:
 
 def test_clones_are_safe_at_sixteen_seeds() -> None:
     rule = Rule(delta=0.01, alpha=0.05, looks=3, arms=2)
-    found = [
-        safe({"a": first, "b": second}, "a", rule) for first, second in replays(300, 2, 16, spread=0.009)
-    ]
+    found = [safe({"a": first, "b": second}, "a", rule) for first, second in replays(300, 2, 16, spread=0.009)]
     assert np.mean(found) >= 0.9

@@ -192,9 +192,9 @@ def test_where_all_are_unstable_none_is_put_out() -> None:
     assert [arm.out for arm in cell.arms] == ["", ""]
 
 
-def test_last_stable_arm_wins() -> None:
+def test_last_stable_arm_is_safe() -> None:
     _, standing, asked = race(with_failures({"layer": {0, 1}}, 0.1), "batch", "layer")
-    assert (standing.named, standing.kind, asked) == ("batch", "winner", [16])
+    assert (standing.named, standing.kind, asked) == ("batch", "safe", [16])
 
 
 def test_losses_are_kept_where_they_are_finite() -> None:

@@ -6,6 +6,8 @@ import pytest
 import small_task
 import torch
 
+import normwise as nw
+from normwise.errors import UsageError
 from normwise.experiment.calibrate import calibrate, probe
 from normwise.experiment.evaluate import forget_statistics
 from normwise.experiment.job import Job
@@ -49,7 +51,8 @@ def test_all_arms_of_a_seed_see_the_same_batches_in_the_same_order(task):
         return torch.stack(seen)
 
     def spy(model, batch, seen):
-        seen.append(batch[0].sum())
+        if model.training:
+            seen.append(batch[0].sum())
         return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
 
     assert torch.equal(order("keep"), order("none"))
@@ -197,6 +200,39 @@ def test_job_runs_each_kind_of_trial(task):
     assert "judge" in kinds["train"].measures
     assert "step" in kinds["calibrate"].measures
     assert "gradient_growth" in kinds["probe"].measures
+
+
+def test_parts_come_in_mixed_order():
+    """Data sorted by class must not give batches, or first halves, of one class."""
+
+    class Sorted(Small):
+        def data(self):
+            inputs, targets = small_task.data().tensors
+            order = targets.argsort(stable=True)
+            return torch.utils.data.TensorDataset(inputs[order], targets[order])
+
+    parts = resolve(Sorted()).parts(0)
+    for samples in parts:
+        half = samples.subset(range(len(samples) // 2)).targets.double().mean()
+        assert 0.3 < half < 0.7
+
+
+def test_a_loop_must_use_the_norm_and_return_scores():
+    forgets, floats = nw.task(delta=0.1)(lambda trial: nw.Scores(0.5, 0.5)), nw.task(delta=0.1)(lambda trial: 0.5)
+    with pytest.raises(UsageError, match=r"must call trial\.norm"):
+        train(resolve(forgets), Trial("batch", 8, 0.1, 0), Setting())
+
+    def wrong(trial):
+        trial.norm(small_task.model())
+        return floats(trial)
+
+    with pytest.raises(UsageError, match=r"must return nw\.Scores"):
+        train(resolve(nw.task(delta=0.1)(wrong)), Trial("batch", 8, 0.1, 0), Setting())
+
+
+def test_a_split_without_a_whole_batch_is_an_error(task):
+    with pytest.raises(UsageError, match="fewer than one batch"):
+        train(task, Trial("keep", 500, 0.1, 0), Setting())
 
 
 def test_environment_is_restored_after_an_error():

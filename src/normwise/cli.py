@@ -1,5 +1,6 @@
 """The command line: parse, call, print. What a command does lives in the package it calls."""
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -25,6 +26,7 @@ Json = Annotated[bool, Option("--json", help="Print one JSON object on standard 
 Out = Annotated[Path | None, Option("--out", "-o", help="The run's folder; an earlier run's is continued.")]
 OUT = Annotated[Path | None, Option("-o", "--out", help="Folder for plan.json and weights.safetensors.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the plan and stop.")]
+INTERRUPTED = 130
 Text = str | None
 Texts = list[str] | None
 
@@ -68,10 +70,11 @@ def compare(
         task=task, model=model, data=data, norms=norm or None, batch_sizes=batch_size or None, budget=budget,
         epochs=epochs, delta=delta, device=device, precision=precision, engine=engine, ledger=ledger, seed=seed,
     )  # fmt: skip
-    content = run_request(request, out=out, workers=workers, dry_run=dry_run)
+    with contextlib.redirect_stdout(sys.stderr):  # user code may print; standard output is for the result
+        content = run_request(request, out=out, workers=workers, dry_run=dry_run)
     _show(content, as_json, lambda: console.plan(content) if dry_run else console.summary(content))
     if not dry_run and not content["config"]["finished"]:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -86,7 +89,8 @@ def swap(
     """Replace a model's norms and write the changed weights with the plan."""
     from normwise.surgery.command import swap_and_save
 
-    plan = swap_and_save(model, spec, where=where, out=out, dry_run=dry_run)
+    with contextlib.redirect_stdout(sys.stderr):
+        plan = swap_and_save(model, spec, where=where, out=out, dry_run=dry_run)
     _show(json.loads(plan.to_json()), as_json, lambda: repr(plan))
 
 
@@ -101,7 +105,10 @@ def list_norms(as_json: Json = False) -> None:
 def main() -> None:
     """The entry point: turns errors into exit codes (2 bad input, 3 internal error, 130 interrupted)."""
     try:
-        raise SystemExit(app(prog_name="normwise", standalone_mode=False) or 0)
+        code = app(prog_name="normwise", standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer's own translation of Ctrl-C
+            raise KeyboardInterrupt
+        raise SystemExit(code)
     except (KeyboardInterrupt, typer.Abort):
         _stop(130, "interrupted; the same command with the same --out continues")
     except UsageOfCommand as error:

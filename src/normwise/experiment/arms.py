@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from normwise.probe.record import Record, record
 from normwise.probe.structure import before_global_pooling
 from normwise.surgery.fold import fold
 
+CHECKED_SPLITS = 4  # groups and splits of the user's own may differ in size
 DEFAULT_ARMS = ("batch", "instance", "group", "layer", "none")
 
 
@@ -64,6 +65,8 @@ def survey(
     if task.own_loop is not None:
         return tuple(_unseen(name) for name in dict.fromkeys(wanted)), ()
     check_parts(task, batch_sizes)
+    if not any(spec.read(module) is not None for module in task.model().modules()):
+        raise UsageError("the model has no normalization layer, so there is nothing to compare")
     found: dict[Any, Arm] = {}
     left: list[LeftOut] = []
     for name in dict.fromkeys(wanted):
@@ -74,7 +77,7 @@ def survey(
                 raise UsageError(f"--norm {name}: {error}") from error
             left.append(LeftOut(name, str(error)))
             continue
-        found[key] = _join(found[key], arm) if key in found else arm
+        found[key] = _join(found[key], arm, named or ()) if key in found else arm
     if len(found) < 2:
         raise UsageError(_too_few(found, left))
     return tuple(found.values()), tuple(left)
@@ -82,7 +85,7 @@ def survey(
 
 def check_parts(task: Task, batch_sizes: Sequence[int]) -> None:
     """Raises UsageError where a training set is smaller than a batch."""
-    samples = len(task.parts(0).train)
+    samples = min(len(task.parts(seed).train) for seed in range(CHECKED_SPLITS))
     if samples < max(batch_sizes):
         raise UsageError(
             f"a batch size must not exceed the {samples} training samples of a split, got {max(batch_sizes)}; "
@@ -106,7 +109,7 @@ def _unseen(name: str) -> Arm:
 def _inspect(task: Task, name: str, batch_sizes: Sequence[int], setting: Setting) -> tuple[Any, Arm]:
     """Builds the arm and runs it once at each batch size, as training will."""
     before = task.model()
-    model = build(task, name, seed=0)
+    model = build(task, name, seed=0, device=setting.device)
     _check_altered(before, model, name)
     batches = {size: next(iter(_training(task, size, setting))) for size in batch_sizes}
     passes = {size: _forward(task, model, batch, size) for size, batch in batches.items()}
@@ -194,11 +197,16 @@ def _check_altered(before: nn.Module, after: nn.Module, name: str) -> None:
     asked = parse_arm(name)
     names = set(map(str, asked.values())) if isinstance(asked, dict) else {str(asked)}
     if not any(str(state.spec) in names for state in states):
-        raise UsageError("it alters no layer of this network (a plane norm replaces plane norms only)")
+        tokens = any(NORMS[state.spec.name].kind == "position" for state in states)
+        hint = "its norms work per position: try layer-token and rms-token" if tokens else "it has no such norm"
+        raise UsageError(f"it alters no layer of this network; {hint}")
 
 
-def _join(first: Arm, second: Arm) -> Arm:
-    return Arm(**{**first.__dict__, "aliases": (*first.aliases, second.name)})
+def _join(first: Arm, second: Arm, named: Sequence[str]) -> Arm:
+    """One arm for two names; what the user typed goes before `keep`."""
+    if first.name == "keep" and second.name in map(_canonical, named) and "keep" not in named:
+        first, second = second, first
+    return replace(first, aliases=(*first.aliases, second.name, *second.aliases))
 
 
 def _too_few(found: dict[Any, Arm], left: list[LeftOut]) -> str:

@@ -132,6 +132,8 @@ def _trains(task: Task, trial: Trial, setting: Setting, batches: Batches, rate: 
     """Whether 100 steps at a constant rate lower the loss by a tenth of what it was on ten batches before them."""
     model = build(task, trial.arm, trial.seed, setting.device).train()
     optimizer = task.optimizer(model.parameters(), rate)
+    if not len(batches):
+        return False
     stream = itertools.chain.from_iterable(itertools.repeat(batches))
     with torch.no_grad(), setting.autocast():
         before = statistics.fmean(task.loss(model, batch).item() for batch in itertools.islice(stream, COMPARED))

@@ -22,7 +22,7 @@ from normwise.experiment.content import build_content, configuration, next_step,
 from normwise.experiment.drive import Driver, ask, replay
 from normwise.experiment.engine import LocalEngine
 from normwise.experiment.job import Job
-from normwise.experiment.ledger import Ledger, Lock
+from normwise.experiment.ledger import Ledger, Lock, require_same
 from normwise.experiment.plan import Plan, first_look_price, parse_budget
 from normwise.experiment.prepare import Ask, default_workers, make_plan, probe_trials
 from normwise.experiment.race import CellOutcome
@@ -32,6 +32,7 @@ from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
 from normwise.experiment.trial import Result, Trial
 from normwise.files import write_atomic
+from normwise.ops import backend
 from normwise.report import console, page
 
 Content = dict[str, Any]
@@ -133,8 +134,14 @@ def run_request(
     """Runs what was asked, or goes on with what the folder `out` holds, and returns the content of results.json."""
     stored = _stored(out)
     if stored:
-        request = request.over(Request(**stored["request"]))
-    request = request.complete()
+        request = request.over(_earlier(stored, request))
+        if task is None and not (request.task or request.data):
+            raise UsageError(
+                f"{out} was started from Python: continue it there with nw.compare(task, out={str(out)!r})"
+            )
+    request = request.complete(from_python=task is not None)
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers must be at least 1, got {workers}")
     task = task or resolve(request.task, model=request.model, data=request.data)
     if request.epochs is not None:
         task = task.with_epochs(request.epochs)
@@ -153,18 +160,22 @@ class Session:
         self.start = time.monotonic()
         self.request, self.task, self.folder, self.workers = request, task, folder, workers
         self.setting = Setting(request.device or "cpu", request.precision or "fp32")
-        same = stored is not None and Request(**stored["request"]).complete() == request
+        same = stored is not None and stored["request"] == request.to_dict()
+        self.stored = stored
         self.stored_plan = Plan.from_dict(stored["plan"]) if stored and same and stored.get("plan") else None
         self.fingerprint = {
             **task.fingerprint(),
             **{name: versions()[name] for name in ("torch", "normwise")},
             "device": self.setting.device,
             "precision": self.setting.precision,
+            "backend": backend(),
         }
         self._identity = json.dumps(self.fingerprint, sort_keys=True)
 
     def run(self, dry_run: bool = False) -> Content:
         """Surveys the arms, plans, races, probes, reports. Ctrl-C reports what is known; the run stays resumable."""
+        if self.stored and self.stored.get("fingerprint"):
+            require_same(self.stored["fingerprint"], self.fingerprint, self.folder)
         arms, left_out = survey(self.task, self.request.norms, self.request.batch_sizes or [], self.setting)
         with (
             Ledger.open(
@@ -180,10 +191,15 @@ class Session:
             for warning in ledger.warnings:
                 print(f"normwise: {warning}", file=sys.stderr)
             driver = Driver(engine, ledger, self._key)
-            plan = self._plan(arms, left_out, driver, ledger)
-            console.announce(self._config(plan, arms, left_out), sys.stderr)
+            if not (dry_run or self.stored):
+                # an interruption before the plan must be resumable too
+                early = {"request": self.request.to_dict(), "fingerprint": self.fingerprint, "plan": None}
+                write_atomic(self.folder / "config.json", json.dumps(early, indent=1))
+            plan = self.stored_plan or self._new_plan(arms, driver)
             if dry_run:
                 return {"schema": 1, "config": self._config(plan, arms, left_out)}
+            self._keep(plan, arms, left_out, ledger)
+            console.announce(self._config(plan, arms, left_out), sys.stderr)
             driver.watch = lambda d: self._show(d, plan, progress)
             finished = self._race(driver, plan)
             results = _by_key(ledger)
@@ -200,26 +216,28 @@ class Session:
             return False
         return True
 
-    def _plan(self, arms: tuple[Arm, ...], left_out: tuple[LeftOut, ...], driver: Driver, ledger: Ledger) -> Plan:
-        """The stored plan of the same request, else a new one, stored before the first trial of the race."""
-        plan = self.stored_plan
-        if plan is None:
-            wanted = Ask(
-                self.task,
-                arms,
-                tuple(self.request.batch_sizes or ()),
-                parse_budget(self.request.budget or ""),
-                self.request.delta,
-                self.request.seed or 0,
-                self.workers,
-            )
-            plan = make_plan(wanted, driver, time.monotonic() - self.start)
+    def _new_plan(self, arms: tuple[Arm, ...], driver: Driver) -> Plan:
+        wanted = Ask(
+            self.task,
+            arms,
+            tuple(self.request.batch_sizes or ()),
+            parse_budget(self.request.budget or ""),
+            self.request.delta,
+            self.request.seed or 0,
+            self.workers,
+        )
+        plan = make_plan(wanted, driver, time.monotonic() - self.start)
+        # half of a loop that counts whole epochs may be the whole of it
+        checkable = self.task.own_loop is None or self.task.epochs >= 2
+        return dataclasses.replace(plan, length_check=plan.length_check and checkable)
+
+    def _keep(self, plan: Plan, arms: Sequence[Arm], left_out: Sequence[LeftOut], ledger: Ledger) -> None:
+        """Stores the plan before the first trial of the race."""
         record = json.loads(json.dumps(plan.to_dict()))
         if record not in ledger.plans:
             ledger.add_plan(record)
         config = self._config(plan, arms, left_out)
         write_atomic(self.folder / "config.json", json.dumps(config, indent=1))
-        return plan
 
     def _config(self, plan: Plan, arms: Sequence[Arm], left_out: Sequence[LeftOut]) -> Content:
         config = configuration(self.task, self.request, plan, arms, left_out, self.fingerprint, self.folder)
@@ -302,6 +320,14 @@ def _leader(plan: Plan, cell: CellOutcome) -> str:
 
 def _by_key(ledger: Ledger) -> dict[str, Result]:
     return dict(ledger.results)
+
+
+def _earlier(stored: Content, request: Request) -> Request:
+    """What was asked before; arms that were taken by default count as asked for when others are added."""
+    earlier = Request(**stored["request"])
+    if request.norms and earlier.norms is None:
+        earlier = dataclasses.replace(earlier, norms=[arm["name"] for arm in stored.get("arms", [])] or None)
+    return earlier
 
 
 def _stored(out: str | Path | None) -> Content | None:

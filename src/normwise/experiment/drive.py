@@ -34,6 +34,7 @@ class Driver:
     watch: Callable[["Driver"], None] = lambda driver: None
     done: list[Result] = field(default_factory=list)
     pending: dict[str, Trial] = field(default_factory=dict)
+    found: dict[str, Result] = field(default_factory=dict)
 
     def run(self, processes: dict[Hashable, Process]) -> dict[Hashable, Any]:
         """Runs every process to its end and returns what each returned."""
@@ -45,7 +46,7 @@ class Driver:
             self._collect(waiting)
             for name in [name for name, wait in waiting.items() if not wait.missing]:
                 wait = waiting.pop(name)
-                results = {trial: self.ledger.results[self.key(trial)] for trial in wait.asked}
+                results = {trial: self._result(self.key(trial)) for trial in wait.asked}
                 self._advance(name, wait.process, results, waiting, outcomes)
         return outcomes
 
@@ -65,12 +66,21 @@ class Driver:
         waiting[name] = _Waiting(process, asked, self._submit(asked))
 
     def _submit(self, trials: Iterable[Trial]) -> set[str]:
-        missing = {key: trial for trial in trials if (key := self.key(trial)) not in self.ledger.results}
+        missing = {key: trial for trial in trials if self._unknown(key := self.key(trial))}
         for key, trial in missing.items():
             if key not in self.pending:
                 self.pending[key] = trial
                 self.engine.submit(trial)
         return set(missing)
+
+    def _result(self, key: str) -> Result:
+        return self.found.get(key) or self.ledger.results[key]
+
+    def _unknown(self, key: str) -> bool:
+        """Not yet run; a failed calibration or probe of an earlier call is tried again."""
+        result = self.found.get(key) or self.ledger.results.get(key)
+        again = key not in self.found and result is not None and result.failed and result.trial.kind != "train"
+        return result is None or again
 
     def _collect(self, waiting: dict[Hashable, _Waiting]) -> None:
         """Waits for one more result where any process lacks one."""
@@ -80,6 +90,7 @@ class Driver:
         if result is not None:
             key = self.key(result.trial)
             self.ledger.add(key, result)
+            self.found[key] = result
             self.pending.pop(key, None)
             self.done.append(result)
             for wait in waiting.values():

@@ -41,7 +41,8 @@ def _statistics(task: Task, model: nn.Module, parts: Parts, trial: Trial, settin
     scores = finite(batch_statistics=task.score(forget_statistics(model), judge))
     fresh = copy.deepcopy(model)
     size = max(trial.batch_size, RECALIBRATION_BATCH)
-    recalibrate(fresh, setting.batches(parts.train, size, collate=task.collate, drop_last=len(parts.train) > size))
+    batches = setting.batches(parts.train, size, collate=task.collate, drop_last=len(parts.train) > size)
+    recalibrate(fresh, batches, call=task.loss)  # only the task knows how its model is called
     return scores | finite(recalibrated=task.score(fresh, judge))
 
 

@@ -1,9 +1,9 @@
 """All that a verdict compares: the arms of one batch size, or the pairs of norm and batch size of several."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from normwise.experiment.contrast import Rule, bound, difference, paired_interval
+from normwise.experiment.contrast import Rule, bound, difference, paired_interval, worse
 from normwise.experiment.plan import Plan
 from normwise.experiment.race import ArmOutcome, CellOutcome, rule_for
 from normwise.experiment.standing import Standing, drop, stand
@@ -50,7 +50,11 @@ def field_of(plan: Plan, outcomes: Sequence[CellOutcome]) -> Field:
     costs = {pair: arm.cost for pair, arm in arms.items()}
     dropped = {pair: (arm.beaten_by, pair[1]) for pair, arm in arms.items() if arm.beaten_by}
     beaten_by = drop(scores, dropped, rule)
-    return Field(rule, arms, tuple(unstable), beaten_by, stand(scores, costs, beaten_by, rule))
+    standing = stand(scores, costs, beaten_by, rule)
+    # more pairs, a stricter level: a winner over all must have what each race dropped shown again
+    if standing.kind == "winner" and not all(worse(scores[p], scores[by], rule) for p, by in beaten_by.items()):
+        standing = replace(standing, kind="safe")
+    return Field(rule, arms, tuple(unstable), beaten_by, standing)
 
 
 @dataclass(frozen=True)

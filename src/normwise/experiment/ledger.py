@@ -189,7 +189,12 @@ def _check(study: "Study", fingerprint: dict[str, str], folder: Path) -> None:
             f"{folder} has a ledger of schema {attributes['schema']}, this version of normwise reads "
             f"{SCHEMA}; use the version that wrote it, or take another --out"
         )
-    if changes := _changes(attributes["fingerprint"], fingerprint):
+    require_same(attributes["fingerprint"], fingerprint, folder)
+
+
+def require_same(old: dict[str, str], new: dict[str, str], folder: Path) -> None:
+    """Raises UsageError, saying what changed, where a run's folder belongs to another experiment."""
+    if changes := _changes(old, new):
         raise UsageError(
             f"{folder} holds another experiment: {'; '.join(changes)}; "
             "take another --out, or undo the change to continue this one"

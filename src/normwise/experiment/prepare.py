@@ -75,7 +75,10 @@ def _base(wanted: Ask) -> int:
 def _full_length(result: Result) -> float:
     if "full_length" not in result.measures:
         trial = result.trial
-        raise UsageError(f"--norm {trial.arm} at batch size {trial.batch_size} cannot run: {result.reason}")
+        reason = (result.reason.splitlines() or ["no reason was given"])[0]
+        raise UsageError(
+            f"--norm {trial.arm} at batch size {trial.batch_size} cannot run: {reason} (more in workers.log of the run)"
+        )
     return result.measures["full_length"]
 
 
@@ -83,8 +86,10 @@ def _delta(wanted: Ask, driver: Driver, rates: dict[int, tuple[float, ...]], one
     """The smallest effect of interest: the user's, the task's, or 0.01 for accuracy and R^2."""
     absolute, share = parse_delta(wanted.delta)
     if share is not None:
-        return share * abs(_reference_score(wanted, driver, rates, onednn))
+        return float(f"{share * abs(_reference_score(wanted, driver, rates, onednn)):.3g}")
     delta = absolute if absolute is not None else wanted.task.delta
+    if delta is not None and delta >= 1 and wanted.task.score_name == "accuracy":
+        raise UsageError(f"delta must be below 1, as accuracy is a fraction (one point is 0.01), got {delta:g}")
     if delta is None:
         raise UsageError(
             f"the smallest difference of interest must be given for the score {wanted.task.score_name!r}: "

@@ -1,12 +1,18 @@
 """What the user asked for, as plain data: enough to ask again."""
 
 import dataclasses
+import json
+import math
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from normwise.errors import UsageError
+from normwise.surgery.command import read_spec
 
 DEFAULTS: dict[str, Any] = {
     "task": "digits",
@@ -38,22 +44,28 @@ class Request:
     ledger: str | None = None
     seed: int | None = None
 
-    def over(self, earlier: "Request") -> "Request":
-        """This request where it says something, the earlier one elsewhere.
+    def over(self, earlier: "Request", replace_lists: bool = False) -> "Request":
+        """This request where it says something, the earlier one elsewhere; arms and batch sizes add up.
 
         >>> Request(budget="1h").over(Request(task="digits", budget="2m"))
         ... # doctest: +ELLIPSIS
         Request(task='digits', ..., budget='1h', ...)
         """
         said = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if not replace_lists:
+            for name in said.keys() & {"norms", "batch_sizes"}:
+                said[name] = list(dict.fromkeys([*(getattr(earlier, name) or ()), *said[name]]))
         return dataclasses.replace(earlier, **said)
 
-    def complete(self) -> "Request":
-        """With the defaults filled in and checked."""
+    def complete(self, from_python: bool = False) -> "Request":
+        """With the defaults filled in and checked; a task given as an object has no name to fill in."""
         defaults = dict(DEFAULTS)
-        if self.model and self.data and not self.task:
+        if from_python or (self.model and self.data and not self.task):
             defaults.pop("task")
-        whole = self.over(Request(**defaults))
+        whole = self.over(Request(**defaults), replace_lists=True)
+        norms = None if whole.norms is None else list(dict.fromkeys(map(_norm, whole.norms)))
+        sizes = list(dict.fromkeys(whole.batch_sizes or ()))
+        whole = dataclasses.replace(whole, norms=norms, batch_sizes=sizes)
         whole.check()
         return whole
 
@@ -66,11 +78,17 @@ class Request:
             raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.engine != "local":
             raise UsageError(f"engine must be local, got {self.engine!r}")
-        if self.epochs is not None and self.epochs <= 0:
-            raise UsageError(f"epochs must be positive, got {self.epochs}")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UsageError(f"epochs must be a positive number, got {self.epochs}")
+        try:
+            torch.empty(0, device=self.device)
+        except Exception as error:
+            raise UsageError(f"device must be one that PyTorch has here, got {self.device!r}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As config.json keeps it: without the password of a storage."""
+        shown = None if self.ledger is None else without_password(self.ledger)
+        return {**dataclasses.asdict(self), "ledger": shown}
 
     def command(self, out: str | os.PathLike[str]) -> str:
         """The shell command that asks for this again.
@@ -78,6 +96,8 @@ class Request:
         >>> Request(task="digits", norms=["group:4"], epochs=2.0).command("runs/a")
         'normwise compare digits --norm group:4 --epochs 2 --out runs/a'
         """
+        if not (self.task or self.data):
+            return f"nw.compare(task, ..., out={str(out)!r})  # with the task object of the first call"
         words = ["normwise", "compare"]
         if self.task:
             words.append(shlex.quote(self.task))
@@ -85,9 +105,25 @@ class Request:
             if name == "task" or value is None or value == DEFAULTS.get(name):
                 continue
             flag = {"norms": "norm", "batch_sizes": "batch-size"}.get(name, name)
+            value = without_password(value) if name == "ledger" else value
             for item in value if isinstance(value, list) else [value]:
                 words += [f"--{flag}", shlex.quote(f"{item:g}" if isinstance(item, float) else str(item))]
         return " ".join([*words, "--out", shlex.quote(str(out))])
+
+
+def _norm(text: str) -> str:
+    """A spec as it is; a mapping, also one from @file, as JSON of its own."""
+    found = read_spec(text)
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+def without_password(url: str) -> str:
+    """A storage URL that may be shown.
+
+    >>> without_password("postgresql://me:secret@host/runs")
+    'postgresql://me:...@host/runs'
+    """
+    return re.sub(r"//([^:/@]*):[^@]*@", r"//\1:...@", url)
 
 
 def parse_delta(text: str | float | None) -> tuple[float | None, float | None]:

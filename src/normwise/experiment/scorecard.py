@@ -109,7 +109,9 @@ def _of(name: str, form: str) -> Callable[[Evidence, Arm, int], Cell]:
 
 
 def _difference(e: Evidence, first: dict[int, float], second: dict[int, float]) -> Cell:
-    return from_values([first[s] - second[s] for s in first if s in second], e.plan.level, _signed(e))
+    """First minus second, turned so that positive says the first is better whatever the score."""
+    sign = 1 if e.plan.higher_is_better else -1
+    return from_values([sign * (first[s] - second[s]) for s in first if s in second], e.plan.level, _signed(e))
 
 
 def _sensitivity(e: Evidence, arm: Arm, size: int) -> Cell:

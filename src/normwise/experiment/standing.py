@@ -46,7 +46,7 @@ def stand(
     close = tuple(arm for arm in beaten_by if bounds[arm] <= rule.delta)
     return Standing(
         named=safe[0] if safe else min(left, key=lambda arm: bounds[arm]),
-        kind=_kind(len(left), len(safe), len(close), rule.arms),
+        kind=_kind(len(beaten_by), len(safe), len(close), rule.arms),
         bounds=bounds,
         safe=safe,
         tie=safe + close if safe else (),
@@ -72,10 +72,10 @@ def _left(scores: Mapping[Arm, Values], beaten_by: Mapping[Arm, Arm]) -> list[Ar
     return [arm for arm in scores if arm not in beaten_by]
 
 
-def _kind(left: int, safe: int, close: int, arms: int) -> Kind:
-    """A winner has beaten every rival, and none of them by an amount shown to be within delta."""
+def _kind(beaten: int, safe: int, close: int, arms: int) -> Kind:
+    """A winner has beaten every rival, unstable ones too, and none by an amount shown to be within delta."""
     if not safe:
         return "undecided"
     if safe + close > 1:
         return "tie"
-    return "winner" if left == 1 and arms > 1 else "safe"
+    return "winner" if beaten == arms - 1 > 0 else "safe"

@@ -72,16 +72,20 @@ class Task:
         return defaults.rate_factor(step, total_steps)
 
     def parts(self, seed: int) -> Parts:
-        """The samples of a seed: the same for every arm, on every machine."""
+        """The samples of a seed in mixed order: the same for every arm, on every machine."""
         data = self.data()
         if self.own_split is not None:
-            return own_parts(self.own_split, data, seed)
-        drawn = split(
-            [len(samples) if (y := targets_of(samples)) is None else y for samples in data.sets],
-            seed=seed,
-            groups=self.groups,
-        )
-        return Parts(*(samples.subset(index) for samples, index in zip(data.sources, drawn, strict=True)))
+            parts = own_parts(self.own_split, data, seed)
+        else:
+            drawn = split(
+                [len(samples) if (y := targets_of(samples)) is None else y for samples in data.sets],
+                seed=seed,
+                groups=self.groups,
+            )
+            parts = Parts(*(samples.subset(index) for samples, index in zip(data.sources, drawn, strict=True)))
+        # data often come sorted by class: a batch of such samples, or their first half, is no random draw
+        generator = torch.Generator().manual_seed(seed)
+        return Parts(*(samples.subset(torch.randperm(len(samples), generator=generator)) for samples in parts))
 
     def sizes(self) -> dict[str, int]:
         """How many samples train, score learning rates, and judge; zeros for a loop of the user's own."""

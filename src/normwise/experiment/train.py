@@ -1,7 +1,6 @@
 """One trial: build the arm's network, train it by the task's recipe, score it."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -12,10 +11,13 @@ import torch
 from torch import nn
 
 from normwise.data import Batches
+from normwise.errors import UsageError
 from normwise.experiment.evaluate import evaluate
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
-from normwise.experiment.trial import Result, Trial, finite
+from normwise.experiment.trial import Result, Scores, Trial, finite
+from normwise.loading import describe, reproducible, seed_everything
+from normwise.surgery.command import read_spec
 from normwise.surgery.swap import swap
 
 CURVE_POINTS = 8
@@ -23,7 +25,7 @@ CURVE_POINTS = 8
 
 def build(task: Task, arm: str, seed: int, device: str = "cpu") -> nn.Module:
     """The arm's network, its initial weights drawn from the seed: the same for all arms but for the norms."""
-    torch.manual_seed(seed)
+    seed_everything(seed)
     model = task.model()
     if arm != "keep":
         model = swap(model, parse_arm(arm)).model
@@ -32,7 +34,7 @@ def build(task: Task, arm: str, seed: int, device: str = "cpu") -> nn.Module:
 
 def parse_arm(arm: str) -> Any:
     """A spec text as it is, a mapping of patterns from its JSON text."""
-    return json.loads(arm) if arm.startswith("{") else arm
+    return read_spec(arm)
 
 
 @contextlib.contextmanager
@@ -42,8 +44,7 @@ def environment(trial: Trial) -> Iterator[None]:
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(trial.onednn)
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(trial.seed)
+        with reproducible(trial.seed):
             yield
     finally:
         torch._C._set_mkldnn_enabled(before)
@@ -54,7 +55,7 @@ class Fit:
     """The course of one training run."""
 
     losses: list[float] = field(default_factory=list)
-    curve: list[tuple[float, float, float | None]] = field(default_factory=list)
+    curve: list[tuple[float, float | None, float | None]] = field(default_factory=list)
     reason: str = ""
 
 
@@ -75,6 +76,8 @@ class Loop:
         """Trains in place. Stops at the first loss that is not finite and says so in `reason`."""
         fit, steps, per_epoch = Fit(), self.steps, len(self.batches)
         marks = {math.ceil(steps * (i + 1) / CURVE_POINTS) for i in range(CURVE_POINTS)} if validation else set()
+        if not per_epoch:
+            raise UsageError(f"a split left {len(self.batches.dataset)} training samples, fewer than one batch")
         optimizer = self.task.optimizer(model.parameters(), rate)
         advance = self._schedule(optimizer, rate, steps)
         model.train()
@@ -161,7 +164,7 @@ def standard(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str,
     batches = setting.batches(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
     loop = Loop(task, setting, batches, task.epochs * trial.length)
     validation = setting.batches(parts.validation, collate=task.collate)
-    torch.manual_seed(trial.seed + 1)  # dropout: the arms drew different numbers when they were built
+    seed_everything(trial.seed + 1)  # dropout: the arms drew different numbers when they were built
     fit = loop.fit(model, trial.learning_rate, validation if trial.length >= 1 else None)
     last = fit.losses[-len(batches) :]
     measures = finite(first_loss=fit.losses[0], last_loss=sum(last) / len(last), steps=len(fit.losses))
@@ -175,18 +178,20 @@ class Handle:
         self.lr, self.batch_size, self.seed = trial.learning_rate, trial.batch_size, trial.seed
         self.device, self.precision = setting.device, setting.precision
         self.epochs = max(1, round(task.epochs * trial.length))
-        self.curve: list[tuple[float, float, float | None]] = []
+        self.curve: list[tuple[float, float | None, float | None]] = []
+        self.used = False
         self._arm = trial.arm
 
     def norm(self, model: nn.Module) -> nn.Module:
         """Gives the model this trial's normalization and returns it (in place)."""
+        self.used = True
         if self._arm != "keep":
             model = swap(model, parse_arm(self._arm)).model
         return model.to(self.device)
 
     def report(self, epoch: float, validation: float, judge: float | None = None) -> None:
         """Keeps one point of the learning curve."""
-        self.curve.append((float(epoch), 0.0, float(validation)))
+        self.curve.append((float(epoch), None, float(validation)))
 
 
 def own_loop(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str, float]]:
@@ -194,4 +199,9 @@ def own_loop(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str,
     handle = Handle(task, trial, setting)
     assert task.own_loop is not None
     scores = task.own_loop(handle)
+    if not handle.used:
+        raise UsageError("train(trial) must call trial.norm(model), or every arm trains the same network")
+    if not (isinstance(scores, tuple) and len(scores) == 2):
+        raise UsageError(f"train(trial) must return nw.Scores(validation, judge), got {describe(scores)}")
+    scores = Scores(*scores)
     return Fit(curve=handle.curve), finite(validation=scores.validation, judge=scores.judge)

@@ -53,7 +53,7 @@ class Result:
     status: Status = "ok"
     reason: str = ""
     measures: dict[str, float] = field(default_factory=dict)
-    curve: tuple[tuple[float, float, float | None], ...] = ()
+    curve: tuple[tuple[float, float | None, float | None], ...] = ()
     seconds: float = 0.0
 
     @property

@@ -78,7 +78,7 @@ class Claim:
 
     def _comparison(self, amounts: Amounts) -> str:
         if self.kind == "winner":
-            lead = amounts.at_least(self.lead)
+            lead = amounts.at_least(self.lead) if self.lead > 0 else ""
             return f"every other {self.rival} is {f'at least {lead} ' if lead else ''}worse"
         if self.bound <= 0:
             return f"no other {self.rival} is better"

@@ -57,6 +57,7 @@ def swap(
             require_runs(model, example, "before the swap")
         stand_ins = {each: new for each in layers if (new := _stand_in(plan, each, rules)) is not None}
         exchange = {layer.module: new for layer, new in stand_ins.items()}
+        _leave_fast_path(model, exchange)
         plan.model = replace(model, exchange)
         if optimizer is not None:
             follow(optimizer, plan.model, exchange, {layer.module: layer.path for layer in layers})
@@ -64,6 +65,13 @@ def swap(
             require_swapped(plan.model, stand_ins, example)
         _announce(plan, rules, layers, exchange, optimizer)
     return plan
+
+
+def _leave_fast_path(model: nn.Module, exchange: Mapping[nn.Module, nn.Module]) -> None:
+    """In evaluation PyTorch's encoder layer reads the weights of its norms and computes LayerNorm by itself."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and {module.norm1, module.norm2} & exchange.keys():
+            module.activation_relu_or_gelu = 0  # what PyTorch checks before it takes that path
 
 
 def _stand_in(plan: Plan, layer: Found, rules: Rules) -> nn.Module | None:
