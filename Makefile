@@ -6,10 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 LAB := .venv/.stamp-package .venv/.stamp-lab
-DEV := $(LAB) .venv/.stamp-dev
+DEV := $(LAB) .venv/.stamp-dev .venv/.stamp-docs
 TESTS ?= 2
 
-.PHONY: help compare test quick check format lint types docs lock clean
+.PHONY: help compare test quick check format lint types native docs lock clean
 .NOTPARALLEL: # two runs of pip in one .venv get in each other's way
 
 help: ## Shows this list.
@@ -26,7 +26,7 @@ test: $(DEV) ## Runs every test, every example in the docstrings, the README and
 quick: format lint types ## The checks that take less than a minute.
 	$(BIN)/pytest --numprocesses $(TESTS) --dist worksteal -m "not slow"
 
-check: format lint types docs test ## All that CI checks.
+check: format lint types native docs test ## All that CI checks.
 
 format: $(DEV) ## Is everything formatted?
 	$(BIN)/ruff format --check
@@ -37,10 +37,13 @@ lint: $(DEV) ## Ruff.
 types: $(DEV) ## Pyright.
 	$(BIN)/pyright
 
-docs: $(DEV) .venv/.stamp-docs ## Builds the site into site/; a broken link or reference is an error.
+native: $(DEV) ## Were the kernels built?
+	$(BIN)/python -c "import normwise as nw; assert nw.backend() == 'native', 'the kernels were not built'"
+
+docs: $(DEV) ## Builds the site into site/; a broken link or reference is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-lock: $(DEV) .venv/.stamp-docs ## Writes constraints.txt anew from what .venv holds.
+lock: $(DEV) ## Writes constraints.txt anew from what .venv holds.
 	sed -n '/^#/p' constraints.txt > .venv/constraints.txt
 	$(BIN)/python -m pip freeze --all --exclude-editable | grep -vE '^pip==' | sed 's/+cpu$$//' >> .venv/constraints.txt
 	mv .venv/constraints.txt constraints.txt

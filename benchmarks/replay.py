@@ -120,16 +120,12 @@ def bootstrapped(plan: Plan, rows: Rows, clones: bool, rng: random.Random) -> Re
     return judge(plan, outcome, dict.fromkeys(truth, 0.0) if clones else truth)
 
 
-def _tuned(
-    plan: Plan, by_rate: Mapping[float, Mapping[int, Mapping[str, float]]], rng: random.Random
-) -> float:
+def _tuned(plan: Plan, by_rate: Mapping[float, Mapping[int, Mapping[str, float]]], rng: random.Random) -> float:
     if len(by_rate) == 1:
         return next(iter(by_rate))
     sign = 1 if plan.higher_is_better else -1
     seeds = rng.sample(sorted(set.intersection(*(set(own) for own in by_rate.values()))), plan.tuning_seeds)
-    scores = {
-        rate: sign * statistics.fmean(own[s]["validation"] for s in seeds) for rate, own in by_rate.items()
-    }
+    scores = {rate: sign * statistics.fmean(own[s]["validation"] for s in seeds) for rate, own in by_rate.items()}
     return choose(scores, plan.delta)
 
 

@@ -21,6 +21,7 @@ FLOORS = (
     {"errors", "files", "loading", "kernels"},
     {"table"},
     {"ops"},
+    {"plain"},
     {"layers", "functional"},
     {"report", "surgery", "probe", "data", "networks"},
     {"experiment", "diagnosis"},

@@ -1,16 +1,18 @@
-"""The set-up script for Debian packages is silent where nothing is missing, else says one sentence."""
+"""The set-up: what it installs from Debian, or says in one sentence; what it hands to pip."""
 
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent.parent / "tools" / "debian.sh"
+ROOT = Path(__file__).parent.parent
 
 
 def run(folder: Path, *packages: str, installed: bool) -> subprocess.CompletedProcess[str]:
     """Runs the script on a machine that has `dpkg` and no `apt-get`."""
     (folder / "dpkg").write_text(f"#!/bin/sh\nexit {0 if installed else 1}\n")
     (folder / "dpkg").chmod(0o755)
-    command = ["/bin/bash", str(SCRIPT), *packages]
+    command = ["/bin/bash", str(ROOT / "tools" / "debian.sh"), *packages]
     return subprocess.run(command, env={"PATH": str(folder)}, capture_output=True, text=True)
 
 
@@ -24,3 +26,10 @@ def test_one_sentence_names_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("Missing here: chromium dataset-fashion-mnist (Debian packages")
     assert done.stdout.count("\n") == 1
+
+
+def test_extras_are_read_from_the_project_file() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "extras.py"), "lab", "docs"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert printed == [*extras["lab"], *extras["docs"]]

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from normwise import kernels
 from normwise.table import Moments, align, convert, moments, plane_sum, planes, wide
 
 
@@ -36,6 +37,7 @@ class Affine(NamedTuple):
         return Affine(other.center, scale, gate * moved + rest * other.shift)
 
 
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx
 Rule = Callable[..., Affine]
 Observe = Callable[[Moments], None]
 
@@ -85,12 +87,12 @@ def reference(
 
 
 def backend() -> str:
-    """Says which kernels are in use: "reference" is plain PyTorch.
+    """Says which kernels are in use: "native" are this package's own, "reference" is plain PyTorch.
 
-    >>> backend()
-    'reference'
+    >>> backend() in ("native", "reference")
+    True
     """
-    return "reference"
+    return "native" if kernels.available() else "reference"
 
 
 def tracing() -> bool:
@@ -100,6 +102,7 @@ def tracing() -> bool:
         or torch._C._get_tracing_state() is not None
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
+        or torch._C._get_dispatch_mode(_PROXY) is not None
     )
 
 

@@ -3,17 +3,16 @@
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normwise import ops
+from normwise import ops, plain
 from normwise.layers.base import Plane, PlaneNorm, check_batch
 from normwise.ops import Affine, standardize
-from normwise.table import Moments, convert, wide
+from normwise.table import Moments
 
 
 class AnyBatchNorm(Plane):
-    """PyTorch's operator, with running statistics kept by `Running`; the table where there is a mask."""
+    """The plain operator, with running statistics kept by `Running`; the table where there is a mask."""
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         mean, var = self.remembered()
@@ -22,13 +21,8 @@ class AnyBatchNorm(Plane):
         if mask is not None:
             rule = partial(_rule, eps=self.eps)
             return ops.normalize(x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe)
-        dtype = wide(x.dtype)
-        weight, bias = (convert(t, dtype) for t in (self.weight, self.bias))
-        if mean is not None and var is not None:
-            return F.batch_norm(x, convert(mean, dtype), convert(var, dtype), weight, bias, False, 0.0, self.eps)
-        # temporaries: with momentum 1 they become the batch's own mean and unbiased variance
-        mean, var = x.new_zeros(2, x.shape[1], dtype=dtype)
-        y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
+        statistics = None if mean is None or var is None else (mean, var)
+        y, mean, var = plain.batch_norm(x, self.weight, self.bias, self.eps, statistics)
         if self.remembers():
             self.remember(mean, var)
         return y

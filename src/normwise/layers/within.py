@@ -5,14 +5,13 @@ from warnings import warn
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normwise import functional, ops
+from normwise import ops, plain
 from normwise.layers.base import Plane, PlaneNorm, check_input, leaf
 from normwise.layers.batch import batch_pool
 from normwise.ops import Affine, standardize
-from normwise.table import Moments, align, convert, planes, wide
+from normwise.table import Moments, align, convert, planes
 
 
 class ChannelAffine(PlaneNorm):
@@ -34,7 +33,7 @@ class ChannelAffine(PlaneNorm):
 
 
 class AnyInstanceNorm(Plane):
-    """PyTorch's operator in the layout of the input; the table where there is a mask."""
+    """The plain operator in the layout of the input; the table where there is a mask."""
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         mean, var = self.remembered() if self.track_running_stats else (None, None)
@@ -43,15 +42,12 @@ class AnyInstanceNorm(Plane):
         if mask is not None:
             rule = partial(_instance, eps=self.eps)
             return ops.normalize(x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe)
-        dtype = wide(x.dtype)
-        weight, bias = (convert(t, dtype) for t in (self.weight, self.bias))
         if mean is not None and var is not None:
-            return F.batch_norm(x, convert(mean, dtype), convert(var, dtype), weight, bias, False, 0.0, self.eps)
+            return plain.batch_norm(x, self.weight, self.bias, self.eps, (mean, var))[0]
         if not (self.training and self.track_running_stats):
-            return functional.instance_norm(x, None, None, weight, bias, True, 1.0, self.eps)
+            return plain.instance_norm(x, self.weight, self.bias, self.eps)
         # the same call while a checkpoint is recomputed, else other tensors would be saved
-        mean, var = x.new_zeros(2, x.shape[1], dtype=dtype)
-        y = functional.instance_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
+        y, mean, var = plain.observed_instance_norm(x, self.weight, self.bias, self.eps)
         if self.remembers():
             self.remember(mean, var)
         return y
@@ -140,7 +136,7 @@ class GroupNorm(nn.GroupNorm):
         check_input(self, x, self.num_channels, mask)
         check_values(self, x, self.num_channels // self.num_groups)
         if mask is None:
-            return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            return plain.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         rule = partial(_group, groups=self.num_groups, eps=self.eps)
         return ops.normalize(x, rule, (self.weight, self.bias), mask=mask)
 

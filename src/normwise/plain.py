@@ -1,0 +1,209 @@
+"""Batch, instance and group norm: the native kernels behind one node in closed form, else PyTorch's operators."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.nn import functional as F
+
+from normwise import kernels
+from normwise.ops import tracing
+from normwise.table import convert, wide
+
+Statistics = tuple[Tensor, Tensor]
+_TYPES = (Tensor, torch.nn.Parameter)
+SMALL = 1 << 15  # values: up to here a call costs more than the arithmetic, and PyTorch's calls cost less
+_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, statistics: Statistics | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm; also gives the batch's mean and unbiased variance, or back the `statistics` to be used instead.
+
+    >>> y, mean, var = batch_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5)
+    >>> y.shape, mean.shape, var.shape
+    (torch.Size([4, 3, 8, 8]), torch.Size([3]), torch.Size([3]))
+    """
+    if native(x, weight, bias, 0, statistics):
+        y, mean, var = _norm(x, weight, bias, 0, eps, statistics)
+        if statistics is not None:
+            return y, *statistics
+        number = x.numel() // x.shape[1]
+        return y, mean, var * (number / (number - 1))
+    weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
+    if statistics is not None:
+        return _batch_norm(x, weight, bias, eps, statistics), *statistics
+    # temporaries: with momentum 1 they become the batch's own mean and unbiased variance
+    mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
+    return F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps), mean, var
+
+
+def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Instance norm in the layout of x.
+
+    >>> instance_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5).shape
+    torch.Size([4, 3, 8, 8])
+    """
+    if native(x, weight, bias, x.shape[1]):
+        return _norm(x, weight, bias, x.shape[1], eps)[0]
+    weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
+    return keep_layout(F.instance_norm(x, None, None, weight, bias, True, 1.0, eps), x)
+
+
+def observed_instance_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Instance norm; also gives mean and unbiased variance of an instance, averaged over the batch.
+
+    >>> y, mean, var = observed_instance_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5)
+    >>> mean.shape, var.shape
+    (torch.Size([3]), torch.Size([3]))
+    """
+    if native(x, weight, bias, x.shape[1]):
+        y, mean, var = _norm(x, weight, bias, x.shape[1], eps)
+        number = x.shape[2:].numel()
+        return y, mean.mean(0), var.mean(0) * (number / (number - 1))
+    weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
+    mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
+    return keep_layout(F.instance_norm(x, mean, var, weight, bias, True, 1.0, eps), x), mean, var
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Group norm, exact for a large mean whatever the layout.
+
+    >>> group_norm(torch.randn(4, 6, 8, 8), 2, None, None, eps=1e-5).shape
+    torch.Size([4, 6, 8, 8])
+    """
+    if native(x, weight, bias, groups):
+        return _norm(x, weight, bias, groups, eps)[0]
+    return _group_norm(x, groups, weight, bias, eps)
+
+
+def native(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, statistics: Statistics | None = None
+) -> bool:
+    """Says whether the kernels take this call (0 groups: batch norm); what PyTorch would refuse they leave to it."""
+    if tracing() or not kernels.available():
+        return False
+    if type(x) not in _TYPES or not x.is_cpu or x.dtype not in _DTYPES or x.layout != torch.strided or x.dim() < 2:
+        return False
+    instances, channels = x.shape[:2]
+    statistic = channels if groups == 0 else instances * groups
+    if x.numel() <= (0 if statistics else statistic) or (groups and channels % groups):
+        return False
+    if _suits_pytorch(x, groups):
+        return False
+    given = [t for t in (weight, bias, *(statistics or ())) if t is not None]
+    if statistics and (statistics[0].requires_grad or statistics[1].requires_grad):
+        return False
+    return all(_fits(t, x, channels) for t in given) and (weight is None or bias is None or weight.dtype == bias.dtype)
+
+
+def keep_layout(y: Tensor, like: Tensor) -> Tensor:
+    """Gives y the channels_last format where the channels of `like` lie closest in memory."""
+    if like.dim() not in (4, 5) or _vmapped() or like.stride(1) >= like.stride(-1):
+        return y
+    return y.contiguous(memory_format=torch.channels_last if like.dim() == 4 else torch.channels_last_3d)
+
+
+class _Norm(torch.autograd.Function):
+    """The closed form of all three. It keeps x, the learned affine and the statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        statistics = None if mean is None else (mean, var)
+        result = kernels.norm(x, weight, bias, groups, eps, statistics)
+        found = result[1:]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*found)
+        ctx.save_for_backward(x, weight, bias, *(statistics or found))
+        ctx.fixed, ctx.groups, ctx.eps = statistics is not None, groups, eps
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        g, needs = grads[0], ctx.needs_input_grad[:3]
+        if g is None:
+            return (None,) * 7
+        if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
+            found = _reference_grads(g, ctx, needs)
+        else:
+            x, weight, bias, mean, var = ctx.saved_tensors
+            dx, dweight, dbias, _ = kernels.norm_backward(
+                g, x, mean, var, weight, None, ctx.groups, ctx.eps, fixed=ctx.fixed, need_input=needs[0]
+            )
+            found = dx, *(None if t is None else convert(d, t.dtype) for t, d in ((weight, dweight), (bias, dbias)))
+        return *(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 4
+
+
+def _norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, statistics: Statistics | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not torch.is_grad_enabled():
+        return kernels.norm(x, weight, bias, groups, eps, statistics)
+    return _Norm.apply(x, weight, bias, *(statistics or (None, None)), groups, eps)
+
+
+@torch.enable_grad()
+def _reference_grads(g: Tensor, ctx: Any, needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """Differentiates PyTorch's operator, whose derivative has a derivative."""
+    *saved, mean, var = ctx.saved_tensors
+    # views, so that a weight computed from x is not followed back into x
+    inputs: list[Any] = [None if t is None else t.view_as(t) for t in saved]
+    x, weight, bias = inputs
+    if ctx.groups:
+        y = _group_norm(x, ctx.groups, weight, bias, ctx.eps)
+    else:
+        weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
+        y = _batch_norm(x, weight, bias, ctx.eps, (mean, var) if ctx.fixed else None)
+    wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
+    return [next(found) if need else None for need in needs]
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, statistics: Statistics | None
+) -> Tensor:
+    if statistics is None:
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+    mean, var = (convert(t, wide(x.dtype)) for t in statistics)
+    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+
+def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """PyTorch's operator; its CPU kernel for channels_last takes E[x^2] - E[x]^2 and is never called."""
+    if x.device.type != "cpu" or _is_plain(x):
+        return F.group_norm(x, groups, weight, bias, eps)
+    # of three axes PyTorch takes the contiguous kernel whatever the strides
+    return keep_layout(F.group_norm(x.flatten(2), groups, weight, bias, eps).view(x.shape), x)
+
+
+def _suits_pytorch(x: Tensor, groups: int) -> bool:
+    """True where PyTorch's operator was measured to be as fast (`benchmarks/README.md`), and is right."""
+    values, plane = x.numel(), x.shape[2:].numel()
+    if groups == 0 and values <= SMALL:
+        return True
+    in_groups = 0 < groups < x.shape[1]
+    few = plane < 64 or values <= 4 * SMALL if in_groups else plane < 32
+    return few and _is_plain(x)
+
+
+def _fits(t: Tensor, x: Tensor, channels: int) -> bool:
+    known = type(t) in _TYPES and t.is_cpu and t.dtype in (x.dtype, wide(x.dtype))
+    return known and t.shape == (channels,)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """True where PyTorch takes its contiguous kernel: it goes by strides, axes of size 1 included."""
+    if x.dim() not in (4, 5) or _vmapped():
+        return True
+    return x.is_contiguous() and x.stride(-1) == 1 and x.stride(1) == x.shape[2:].numel()
+
+
+def _vmapped() -> bool:
+    """Under vmap a tensor can be neither asked for nor given a memory format."""
+    return peek_interpreter_stack() is not None
