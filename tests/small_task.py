@@ -46,8 +46,7 @@ def noisy_model():
     """Prints, and draws its weights with NumPy."""
     print("building the model")
     made = model()
-    with torch.no_grad():
-        made[0].weight.copy_(torch.tensor(np.random.randn(8, 4) / 2))
+    made[0].weight = nn.Parameter(torch.tensor(np.random.randn(8, 4) / 2, dtype=torch.float32))
     return made
 
 
