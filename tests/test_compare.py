@@ -251,7 +251,7 @@ def test_bad_input_is_one_sentence_and_exit_2(case, tmp_path):
     assert not (out / "results.json").exists()
 
 
-def test_instance_norm_on_small_planes_names_the_layer():
+def test_instance_norm_on_small_planes_names_the_layer(tmp_path):
     class Task:
         model = staticmethod(small_task.small_planes)
         epochs = 1
@@ -261,7 +261,7 @@ def test_instance_norm_on_small_planes_names_the_layer():
             return inputs.repeat(1, 3)[:, :9].reshape(-1, 1, 3, 3), targets
 
     with pytest.raises(UsageError, match=r"layer '1'.*more than 1|layer '1'.*1"):
-        nw.compare(Task(), ["instance", "none"], [16], budget="60trials", out="unused")
+        nw.compare(Task(), ["instance", "none"], [16], budget="60trials", out=tmp_path)
 
 
 def test_a_score_of_its_own_needs_a_delta(tmp_path):
