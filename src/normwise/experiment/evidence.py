@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from normwise.experiment.arms import Arm
 from normwise.experiment.plan import Plan
-from normwise.experiment.trial import Result
+from normwise.experiment.trial import Result, Trial
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,11 @@ class Evidence:
 
     def race(self, arm: str, batch_size: int) -> dict[int, Result]:
         """The results of the race by seed: full length, chosen rate, fresh seeds."""
-        seeds = set(self.plan.race_seeds(self.plan.looks[-1]))
-        return {
-            r.trial.seed: r
-            for r in self.of_kind("train", arm, batch_size)
-            if r.trial.length == 1 and r.trial.seed in seeds and r.trial.learning_rate == self.rates[arm, batch_size]
+        rate, kernels = self.rates[arm, batch_size], self.plan.onednn.get((arm, batch_size), True)
+        raced = {
+            Trial(arm, batch_size, rate, seed, onednn=kernels) for seed in self.plan.race_seeds(self.plan.looks[-1])
         }
+        return {r.trial.seed: r for r in self.results if r.trial in raced}
 
     def of_kind(self, kind: str, arm: str, batch_size: int) -> list[Result]:
         return [
