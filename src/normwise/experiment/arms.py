@@ -11,11 +11,12 @@ from torch import nn
 from normwise.errors import UsageError
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
-from normwise.experiment.train import build, parse_arm
+from normwise.experiment.train import build
 from normwise.layers import NORMS, spec
 from normwise.probe.measure import norm_cost, values_per_statistic
 from normwise.probe.record import Record, record
 from normwise.probe.structure import before_global_pooling
+from normwise.surgery.command import read_spec
 from normwise.surgery.fold import fold
 
 CHECKED_SPLITS = 4  # groups and splits of the user's own may differ in size
@@ -194,7 +195,7 @@ def _check_altered(before: nn.Module, after: nn.Module, name: str) -> None:
     if name == "keep" or _signature(before) != _signature(after):
         return
     states = [state for m in before.modules() if (state := spec.read(m)) is not None]
-    asked = parse_arm(name)
+    asked = read_spec(name)
     names = set(map(str, asked.values())) if isinstance(asked, dict) else {str(asked)}
     if not any(str(state.spec) in names for state in states):
         tokens = any(NORMS[state.spec.name].kind == "position" for state in states)

@@ -196,14 +196,16 @@ class Session:
                 early = {"request": self.request.to_dict(), "fingerprint": self.fingerprint, "plan": None}
                 write_atomic(self.folder / "config.json", json.dumps(early, indent=1))
             plan = self.stored_plan or self._new_plan(arms, driver)
+            config = self._config(plan, arms, left_out)
             if dry_run:
-                return {"schema": 1, "config": self._config(plan, arms, left_out)}
-            self._keep(plan, arms, left_out, ledger)
-            console.announce(self._config(plan, arms, left_out), sys.stderr)
+                return {"schema": 1, "config": config}
+            self._keep(plan, config, ledger)
+            console.announce(config, sys.stderr)
             driver.watch = lambda d: self._show(d, plan, progress)
             finished = self._race(driver, plan)
-            results = _by_key(ledger)
-        return self._report(plan, arms, left_out, results, finished)
+            # what was tried again is not in the ledger, which keeps the first result of a key
+            results = {**ledger.results, **driver.found}
+        return self._report(plan, arms, config, results, finished)
 
     def _race(self, driver: Driver, plan: Plan) -> bool:
         """True when everything that was planned has been run."""
@@ -231,12 +233,11 @@ class Session:
         checkable = self.task.own_loop is None or self.task.epochs >= 2
         return dataclasses.replace(plan, length_check=plan.length_check and checkable)
 
-    def _keep(self, plan: Plan, arms: Sequence[Arm], left_out: Sequence[LeftOut], ledger: Ledger) -> None:
+    def _keep(self, plan: Plan, config: Content, ledger: Ledger) -> None:
         """Stores the plan before the first trial of the race."""
         record = json.loads(json.dumps(plan.to_dict()))
         if record not in ledger.plans:
             ledger.add_plan(record)
-        config = self._config(plan, arms, left_out)
         write_atomic(self.folder / "config.json", json.dumps(config, indent=1))
 
     def _config(self, plan: Plan, arms: Sequence[Arm], left_out: Sequence[LeftOut]) -> Content:
@@ -285,13 +286,12 @@ class Session:
         self,
         plan: Plan,
         arms: tuple[Arm, ...],
-        left_out: tuple[LeftOut, ...],
+        config: Content,
         results: dict[str, Result],
         finished: bool,
     ) -> Content:
         outcomes = _outcomes(plan, {result.trial: result for result in results.values()})
-        config = self._config(plan, arms, left_out)
-        config |= {"finished": finished, "seconds": round(time.monotonic() - self.start, 1)}
+        config = config | {"finished": finished, "seconds": round(time.monotonic() - self.start, 1)}
         content = build_content(self.task, plan, arms, outcomes, results, config)
         content["config"]["next_step"] = next_step(content)
         content["config"]["folder"] = str(self.folder)
@@ -316,10 +316,6 @@ def _rates(outcomes: Iterable[CellOutcome]) -> dict[tuple[str, int], float]:
 def _leader(plan: Plan, cell: CellOutcome) -> str:
     standing = cell.standing(race.rule_for(plan, len(cell.arms)))
     return f"batch size {cell.batch_size}: {standing.named}, regret at most {standing.bounds[standing.named]:.3g}"
-
-
-def _by_key(ledger: Ledger) -> dict[str, Result]:
-    return dict(ledger.results)
 
 
 def _earlier(stored: Content, request: Request) -> Request:

@@ -78,9 +78,10 @@ class Driver:
 
     def _unknown(self, key: str) -> bool:
         """Not yet run; a failed calibration or probe of an earlier call is tried again."""
-        result = self.found.get(key) or self.ledger.results.get(key)
-        again = key not in self.found and result is not None and result.failed and result.trial.kind != "train"
-        return result is None or again
+        if key in self.found:
+            return False
+        result = self.ledger.results.get(key)
+        return result is None or (result.failed and result.trial.kind != "train")
 
     def _collect(self, waiting: dict[Hashable, _Waiting]) -> None:
         """Waits for one more result where any process lacks one."""

@@ -20,12 +20,13 @@ def _note(id: str, title: str, text: str, *arms: str) -> Note:
     return {"id": id, "title": title, "text": text, "arms": list(arms)}
 
 
-def _pools_over_batch(arm: Arm) -> bool:
-    return arm.over_batch
+def _over_batch(e: Evidence) -> Iterator[Arm]:
+    """The arms whose statistics come from the batch."""
+    return (arm for arm in e.arms if arm.over_batch)
 
 
 def _two_values(e: Evidence) -> Iterator[Note]:
-    for arm in filter(_pools_over_batch, e.arms):
+    for arm in _over_batch(e):
         for size in (size for size, count in arm.values.items() if count == 2):
             yield _note(
                 "two-values",
@@ -38,7 +39,7 @@ def _two_values(e: Evidence) -> Iterator[Note]:
 
 
 def _few_values(e: Evidence) -> Iterator[Note]:
-    for arm in filter(_pools_over_batch, e.arms):
+    for arm in _over_batch(e):
         for size in (size for size, count in arm.values.items() if 2 < count <= FEW):
             yield _note(
                 "few-values",
@@ -51,7 +52,7 @@ def _few_values(e: Evidence) -> Iterator[Note]:
 
 
 def _not_punished(e: Evidence) -> Iterator[Note]:
-    for arm in filter(_pools_over_batch, e.arms):
+    for arm in _over_batch(e):
         sizes = [size for size, count in arm.values.items() if size <= SMALL_BATCH and count > FEW]
         if sizes:
             size = min(sizes)

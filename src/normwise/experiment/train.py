@@ -28,13 +28,8 @@ def build(task: Task, arm: str, seed: int, device: str = "cpu") -> nn.Module:
     seed_everything(seed)
     model = task.model()
     if arm != "keep":
-        model = swap(model, parse_arm(arm)).model
+        model = swap(model, read_spec(arm)).model
     return model.to(device)
-
-
-def parse_arm(arm: str) -> Any:
-    """A spec text as it is, a mapping of patterns from its JSON text."""
-    return read_spec(arm)
 
 
 @contextlib.contextmanager
@@ -79,7 +74,7 @@ class Loop:
         if not per_epoch:
             raise UsageError(f"a split left {len(self.batches.dataset)} training samples, fewer than one batch")
         optimizer = self.task.optimizer(model.parameters(), rate)
-        advance = self._schedule(optimizer, rate, steps)
+        advance = self._schedule(optimizer, steps)
         model.train()
         # zip with the range first: a generator of batches must not draw one too many.
         for step, batch in zip(range(1, steps + 1), self._forever(), strict=False):
@@ -109,7 +104,7 @@ class Loop:
         model.train()
         return score if math.isfinite(score) else None
 
-    def _schedule(self, optimizer: torch.optim.Optimizer, rate: float, steps: int) -> Any:
+    def _schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
         """Sets the rate before each step: the task's scheduler, or one-cycle by hand (it costs a microsecond)."""
         if self.task.schedule is not None:
             scheduler = self.task.schedule(optimizer, steps)
@@ -186,7 +181,7 @@ class Handle:
         """Gives the model this trial's normalization and returns it (in place)."""
         self.used = True
         if self._arm != "keep":
-            model = swap(model, parse_arm(self._arm)).model
+            model = swap(model, read_spec(self._arm)).model
         return model.to(self.device)
 
     def report(self, epoch: float, validation: float, judge: float | None = None) -> None:
