@@ -1,5 +1,7 @@
-"""Writes two pages from the code when the site is built: the norms, and the public names."""
+"""Writes pages when the site is built: the norms and the public names from the code, the claims from a recorded run."""
 
+import json
+from pathlib import Path
 from types import ModuleType
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -7,30 +9,52 @@ from mkdocs.structure.files import File, Files
 
 import normwise
 from normwise.layers import NORMS, NormEntry
+from normwise.layers.explain import explain
+from normwise.report.claims_text import markdown
 
 NORM_KINDS = {"plane": "Norms of planes", "position": "Norms of positions", "other": "Others"}
 NORMS_HEAD = """# The norms
 
 The name above each card is what `--norm`, `nw.swap` and `nw.build` understand. Norms of planes take
-(N, C, \\*spatial), any rank, and standardize over positions; norms of positions standardize each position
-over its features.
+(N, C, \\*spatial), any rank, and stand in for each other; norms of positions take (..., features). Those that fit
+either layout have an option `axis`, and a swap gives them the layer's. The others stand in for no norm: they take a
+second input, or do not normalize.
+
+In a drawing rows are instances, columns channels, and what is filled shares one statistic with the first value.
+`normwise explain NAME` shows the same card with its steps on small numbers. What a norm does not promise is what the
+conformance suite skips for it, with this reason.
+
+IBN-Net's other form, IBN-b, is no norm of its own but a place: instance norm at the end of early stages. As a swap,
+which replaces norms and adds none, it is a mapping: `nw.swap(model, {"layer1.*.bn3": "instance", "*": "keep"})`.
 """
 ROOMS = {
     "experiment": "Comparisons",
+    "claims": "Claims",
     "surgery": "Surgery",
     "layers": "Layers",
     "functional": "Functions",
     "table": "Moments",
     "ops": "Backend",
 }
+RECORDED = Path(__file__).parent.parent / "benchmarks" / "recorded" / "claims"
 REFERENCE_HEAD = "# Reference\n\nAll public names of `import normwise as nw`.\n"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that stand in no folder."""
     files.append(File.generated(config, "norms.md", content=norms_page()))
+    files.append(File.generated(config, "claims.md", content=claims_page()))
     files.append(File.generated(config, "reference.md", content=reference_page()))
     return files
+
+
+def claims_page(folder: Path = RECORDED) -> str:
+    """The recorded run of `normwise claims`, with a short run's intervals beside it."""
+    long, short = (
+        json.loads(path.read_text()) if path.is_file() else None
+        for path in (folder / "results.json", folder / "quick.json")
+    )
+    return markdown(long or {"claims": [], "config": {"date": "never"}}, short)
 
 
 def norms_page() -> str:
@@ -44,15 +68,23 @@ def norms_page() -> str:
 
 def card(entry: NormEntry) -> str:
     """What to know about one norm."""
+    content = explain(entry.name)
+    tensors = ", ".join(f"{tensor['name']} {tensor['shape']}" for tensor in content["tensors"])
+    unkept = [f"{promise.replace('_', ' ').replace(':', ', in ')} ({why})" for promise, why in entry.cannot.items()]
     rows = {
         "Pools": entry.pools,
         "Use it": entry.when,
         "Do not use it": entry.when_not,
+        "Measured by others": entry.evidence,
         "Option": entry.option,
+        "Second input": entry.given and f"forward(x, {entry.given}, mask=None)",
+        "Keeps": tensors or "nothing",
+        "Costs": "; ".join(content["cost"]),
+        "Does not promise": "; ".join(unkept),
         "Paper": entry.paper,
     }
     lines = [f"- **{title}**: {plain(text)}" for title, text in rows.items() if text]
-    formula = f"```text\n{entry.formula}\n```\n"
+    formula = "```text\n" + "\n\n".join([entry.formula, *content["drawings"]]) + "\n```\n"
     return "\n".join([f"### `{entry.name}`\n", f"{plain(entry.summary)}\n", formula, *lines, ""])
 
 

@@ -104,6 +104,7 @@ def test_built_in_networks_have_no_keep():
         (["instnace", "none"], "did you mean instance"),
         (["group:5"], "1, 2 or 4 would do"),
         (["layer-token"], "alters no layer"),
+        (["adain"], "alters no layer of this network; this one stands in for no norm"),
         (["batch"], "at least two different arms, got batch = keep"),
     ],
 )

@@ -63,6 +63,16 @@ def test_one_value_per_statistic() -> None:
     assert tracked(torch.randn(4, 3)).shape == (4, 3)
 
 
+def test_features_without_positions() -> None:
+    """(N, C) is refused; PyTorch's 1d class takes it for one sequence (C, L), and so does ours."""
+    with pytest.raises(ValueError, match=r"at least 2 values .*, got 1 \(input shape \(4, 3\)\)"):
+        nw.InstanceNorm(3)(torch.randn(4, 3))
+    with pytest.raises(ValueError, match=r"must have 3 channels on axis 1, got shape \(1, 4, 3\)"):
+        nw.InstanceNorm1d(3, affine=True)(torch.randn(4, 3))
+    x = torch.randn(3, 3)
+    torch.testing.assert_close(nw.InstanceNorm1d(3)(x), nn.InstanceNorm1d(3)(x))
+
+
 @pytest.mark.parametrize("cls", [nw.BatchNorm, nw.InstanceNorm, nw.ChannelAffine])
 def test_num_features_must_be_positive(cls: Any) -> None:
     with pytest.raises(ValueError, match="num_features must be at least 1, got 0"):

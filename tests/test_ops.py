@@ -312,3 +312,64 @@ def test_blend_of_affines(gate: float) -> None:
 
 def test_backend() -> None:
     assert ops.backend() == ("native" if kernels.available() else "reference")
+
+
+native = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
+
+
+@native
+def test_the_kernels_are_used_where_they_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operation of PyTorch's touches the activation; with a mask all do, and without gradients too."""
+    seen: list[str] = []
+    for name in ("moments", "scale_shift", "reduce_grad", "apply_grad"):
+        whole = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, name=name, whole=whole: (seen.append(name), whole(*a))[1])
+    given = inputs(2, 4, 3)
+    grads(node, given)
+    assert seen == ["moments", "scale_shift", "reduce_grad", "apply_grad"]
+    with torch.no_grad():
+        node(*given)
+    assert seen[4:] == ["moments", "scale_shift"]
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    node(*given, mask=mask).sum().backward()
+    assert len(seen) == 6
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_kernels_and_reference_agree(dtype: torch.dtype, last: bool) -> None:
+    x, *tensors = (t.detach() for t in inputs(3, 4, 5, 6))
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    given = [x.requires_grad_(), *(t.to(wide).requires_grad_() for t in tensors)]
+    exact = [t.detach().double().requires_grad_() for t in given]
+    y, want = node(*given), plain(*exact)
+    assert y.is_contiguous(memory_format=torch.channels_last) == last
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
+    torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance)
+    g = torch.randn_like(y)
+    found, wanted = torch.autograd.grad(y, given, g), torch.autograd.grad(want, exact, g.double())
+    assert [t.dtype for t in found] == [t.dtype for t in given]
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+def test_many_gradients_at_once() -> None:
+    given = inputs(3, 4, 5)
+    y, many = node(*given), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    found = torch.autograd.grad(y, given, many, is_grads_batched=True, retain_graph=True)
+    wanted = zip(*(torch.autograd.grad(y, given, g, retain_graph=True) for g in many), strict=True)
+    torch.testing.assert_close(list(found), [torch.stack(each) for each in wanted])
+
+
+@native
+def test_empty_batches_and_sliced_inputs() -> None:
+    nothing = torch.ones(0, 3, 4, requires_grad=True)
+    normalize(nothing, lambda table: standardize(table, 1e-5)).sum().backward()
+    assert nothing.grad is not None
+    assert nothing.grad.shape == (0, 3, 4)
+    x = torch.randn(4, 8, 10, 12)[::2, 1:5, 2:8, ::3]
+    torch.testing.assert_close(
+        normalize(x, lambda table: standardize(table, 1e-5)), torch.nn.functional.instance_norm(x)
+    )

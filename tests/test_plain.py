@@ -267,3 +267,59 @@ def test_where_pytorch_is_as_fast_it_is_asked(monkeypatch: pytest.MonkeyPatch) -
     assert [ask(large, 0), ask(large, 4), ask(large, 32)] == [True, True, True]
     assert ask(x.contiguous(memory_format=torch.channels_last), 4)  # PyTorch's errs there
     assert not ask(torch.randn(64, 512), 0)
+
+
+LAYERS = {
+    "batch": lambda: batch.BatchNorm2d(6),
+    "instance": lambda: within.InstanceNorm2d(6, affine=True),
+    "group": lambda: within.GroupNorm(2, 6),
+}
+every_layer = pytest.mark.parametrize("norm", LAYERS)
+
+
+@every_layer
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_layers_under_torch_func(norm: str, training: bool) -> None:
+    """Gradients by parameter, and of each sample at once."""
+    layer, x = LAYERS[norm]().double().train(training and norm != "batch"), sample(dtype=torch.float64)
+    parameters = {name: torch.rand_like(p) for name, p in layer.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x,)).pow(3).mean()
+
+    def plainly(x: Tensor) -> tuple[Tensor, ...]:
+        leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
+        return torch.autograd.grad(loss(leaves, x), list(leaves.values()))
+
+    torch.testing.assert_close(tuple(torch.func.grad(loss)(parameters, x).values()), plainly(x))
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x[:, None])
+    wanted = [torch.stack(grads) for grads in zip(*(plainly(one[None]) for one in x), strict=True)]
+    torch.testing.assert_close(list(each.values()), wanted)
+
+
+@every_layer
+def test_layers_differentiate_twice(norm: str) -> None:
+    layer, x = LAYERS[norm]().double(), sample((2, 6, 3, 2), torch.float64).requires_grad_()
+    assert is_native(layer(x))
+    assert torch.autograd.gradgradcheck(layer, (x,), fast_mode=True)
+
+
+@every_layer
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_under_checkpointing(norm: str, reentrant: bool) -> None:
+    layer, x = LAYERS[norm](), sample().requires_grad_()
+    wanted = torch.autograd.grad(layer(x).pow(3).sum(), [x, *layer.parameters()])
+    before = [t.clone() for t in layer.buffers()]
+    checkpoint(lambda x: layer(x).pow(3), x, use_reentrant=reentrant).sum().backward()
+    torch.testing.assert_close([x.grad, *(p.grad for p in layer.parameters())], list(wanted))
+    if before:
+        assert layer.num_batches_tracked == before[-1] + 1
+
+
+def test_two_passes_before_one_backward_in_evaluation_and_training() -> None:
+    """The buffers move between forward and backward; PyTorch's own operator would refuse."""
+    layer, x = batch.BatchNorm2d(6), sample().requires_grad_()
+    y = layer.eval()(x)
+    z = layer.train()(x)
+    assert is_native(y)
+    (y + z).sum().backward()

@@ -35,6 +35,13 @@ def test_values_per_statistic_of_tokens():
     assert values_per_statistic(records[0]) == 7
 
 
+def test_values_per_statistic_of_planes_with_features_last():
+    model = nn.Sequential(spec.build("grn:axis=-1", 7))
+    with record(model) as records:
+        model(torch.randn(2, 4, 3, 7))
+    assert values_per_statistic(records[0]) == 12
+
+
 def test_hooks_are_taken_off_after_an_error():
     model = nn.Sequential(nn.BatchNorm2d(3))
     with pytest.raises(ZeroDivisionError), record(model):

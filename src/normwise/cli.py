@@ -54,7 +54,9 @@ def compare(
     device: Annotated[Text, Option(help="cpu (default), cuda, ...")] = None,
     precision: Annotated[Text, Option(help="fp32 (default), bf16 or fp16 (autocast).")] = None,
     workers: Annotated[int | None, Option(help="Worker processes; default: one a core.")] = None,
-    engine: Annotated[Text, Option(help="local (default).")] = None,
+    engine: Annotated[Text, Option(help="local (default) or ray.")] = None,
+    ray_address: Annotated[Text, Option(help="A running Ray cluster, host:port; default: Ray on this machine.")] = None,
+    stack: Annotated[Text, Option(help="Trials trained as one: auto (default), off, or at most so many.")] = None,
     ledger: Annotated[Text, Option(help="An Optuna storage URL instead of the journal file.")] = None,
     out: Out = None,
     seed: Annotated[int | None, Option(help="Master seed; default 0.")] = None,
@@ -68,7 +70,8 @@ def compare(
 
     request = Request(
         task=task, model=model, data=data, norms=norm or None, batch_sizes=batch_size or None, budget=budget,
-        epochs=epochs, delta=delta, device=device, precision=precision, engine=engine, ledger=ledger, seed=seed,
+        epochs=epochs, delta=delta, device=device, precision=precision, engine=engine,
+        ray_address=ray_address, stack=stack, ledger=ledger, seed=seed,
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr):  # user code may print; standard output is for the result
         content = run_request(request, out=out, workers=workers, dry_run=dry_run)
@@ -94,12 +97,70 @@ def swap(
     _show(json.loads(plan.to_json()), as_json, lambda: repr(plan))
 
 
+@app.command()
+def claims(
+    names: Annotated[Texts, Argument(help="Claims such as B4 or i2; default: all.")] = None,
+    budget: Annotated[Text, Option(help="quick, 20m, 1h: for the whole list; default 60m.")] = None,
+    gate: Annotated[Texts, Option(help="Exit with 1 when this claim is contradicted; repeat for more.")] = None,
+    out: Out = None,
+    seed: Annotated[int, Option(help="Master seed.")] = 0,
+    workers: Annotated[int | None, Option(help="Worker processes; default: one a core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the textbook's claims about normalization and say which hold."""
+    from normwise.claims.session import gated, run_claims
+    from normwise.report import claims as report
+
+    gates = gated(gate or [], names)
+    with contextlib.redirect_stdout(sys.stderr):
+        content = run_claims(names, budget or "60m", out=out, seed=seed, workers=workers)
+    _show(content, as_json, lambda: report.console(content))
+    if not content["config"]["finished"]:
+        raise typer.Exit(INTERRUPTED)
+    if any(claim["id"] in gates and claim["verdict"] == "contradicted" for claim in content["claims"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    norm: Annotated[Texts, Option(help="batch, instance, group:8, layer, or one with +residual+relu; repeat.")] = None,
+    shape: Annotated[Texts, Option(help="NxCxsizes such as 32x256x28x28 in place of the fixed list; repeat.")] = None,
+    peer: Annotated[Texts, Option(help="eager, compile, jax or onnxruntime; default: all there are; repeat.")] = None,
+    quick: Annotated[bool, Option("--quick", help="A few cells, under a minute.")] = False,
+    everything: Annotated[bool, Option("--all", help="The whole fixed list.")] = False,
+    threads: Annotated[int | None, Option(help="Threads of every peer; default: all cores.")] = None,
+    out: Annotated[Path | None, Option("--out", "-o", help="Folder for bench.json and bench.html.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time normwise on this machine beside PyTorch, torch.compile, JAX and ONNX Runtime."""
+    from normwise.bench import run
+    from normwise.bench.table import table
+
+    chosen = "all" if everything else "quick" if quick else "default"
+    content = run.bench(chosen, norms=norm or (), shapes=shape or (), peers=peer or (), threads=threads, out=out)
+    _show(content, as_json, lambda: table(content))
+    if not content["finished"]:
+        sys.exit(INTERRUPTED)
+
+
 @app.command(name="list")
 def list_norms(as_json: Json = False) -> None:
     """List the normalizations normwise knows."""
     from normwise.layers.cards import catalogue, table
 
     _show(catalogue(), as_json, table)
+
+
+@app.command()
+def explain(
+    name: Annotated[str, Argument(help="A norm such as batch or ibn:0.5; `normwise list` shows all.")],
+    as_json: Json = False,
+) -> None:
+    """Explain a normalization: its pools drawn, its steps on small numbers, its cost, when to take it."""
+    from normwise.layers.explain import card
+    from normwise.layers.explain import explain as content
+
+    _show(content(name), as_json, lambda: card(name))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""PyTorch's functions, same signatures and results, faster and more careful where PyTorch's CPU kernels are not."""
+"""PyTorch's functions, same signatures and results, faster and more careful where PyTorch's CPU is not; and AdaIN."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,36 @@ from torch.nn.functional import batch_norm as _batch_norm
 from torch.nn.functional import instance_norm as _instance_norm
 from torch.nn.functional import layer_norm, rms_norm
 
-from normwise import plain
-from normwise.table import convert
+from normwise import ops, plain
+from normwise.ops import Affine
+from normwise.table import Moments, convert, moments
 
-__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
+__all__ = ["adain", "batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
+
+
+def adain(content: Tensor, style: Tensor, *, eps: float = 1e-5, mask: Tensor | None = None) -> Tensor:
+    """Gives each channel of the content the mean and deviation that it has in the style.
+
+    `y = std(style) * (x - mean(x)) / std(x) + mean(style)` per instance and channel (Huang and Belongie,
+    2017), `std = sqrt(var + eps)`. The style may have another spatial shape; it has as many instances as the
+    content, or one for all. `mask` (bool, broadcastable to (N, *spatial)) leaves values of the content out.
+
+    >>> content, style = torch.randn(2, 3, 8, 8), 5 + torch.randn(1, 3, 6, 6)
+    >>> bool((adain(content, style).mean((2, 3)) - style.mean((2, 3))).abs().max() < 1e-4)
+    True
+    """
+    if style.dim() < 2 or style.shape[1] != content.shape[1] or style.shape[0] not in (1, content.shape[0]):
+        raise ValueError(
+            f"adain: style must have shape (N or 1, C, *spatial) with the N and C of the content, got "
+            f"{tuple(style.shape)} for content of shape {tuple(content.shape)}."
+        )
+    mean, var, _ = moments(style)
+
+    def rule(table: Moments, mean: Tensor, var: Tensor) -> Affine:
+        scale = (var + eps).sqrt() * (table.var + eps).rsqrt()
+        return Affine(table.mean, scale, mean.expand_as(scale))
+
+    return ops.normalize(content, rule, (mean, var), mask=mask)
 
 
 def batch_norm(

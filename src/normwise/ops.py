@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from normwise import kernels
 from normwise.table import Moments, align, convert, moments, plane_sum, planes, wide
+from normwise.tail import NOTHING, Tail, again
 
 
 class Affine(NamedTuple):
@@ -38,6 +39,8 @@ class Affine(NamedTuple):
 
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx
+_TYPES = (Tensor, torch.nn.Parameter)
+_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 Rule = Callable[..., Affine]
 Observe = Callable[[Moments], None]
 
@@ -54,21 +57,31 @@ def normalize(
     *,
     mask: Tensor | None = None,
     observe: Observe | None = None,
+    tail: Tail = NOTHING,
 ) -> Tensor:
     """Scales and shifts every plane of x as `rule(table, *tensors)` says.
 
     The rule is a pure function from the table of moments and all tensors it learns to an `Affine`.
     Where `mask` is False the output is 0 and the input has no influence. `observe` is called once,
-    with the detached table: so a norm remembers.
+    with the detached table: so a norm remembers. `tail` follows in the same pass, where the kernels run.
 
     >>> x = torch.randn(2, 3, 4, 4)
     >>> y = normalize(x, lambda table: standardize(table, eps=1e-5))
     >>> bool(torch.allclose(y, torch.nn.functional.instance_norm(x), atol=1e-5))
     True
     """
-    if _plain(x, tensors):
-        return _Normalize.apply(x, mask, rule, observe, *tensors)
-    return reference(x, rule, tensors, mask=mask, observe=observe)
+    if not all(t is None or type(t) in _TYPES for t in (x, *tensors)) or tracing():
+        return tail(reference(x, rule, tensors, mask=mask, observe=observe))
+    native = mask is None and understood(x) and all(t is None or t.is_cpu for t in tensors)
+    if torch.is_grad_enabled():
+        given, rest = (tail, NOTHING) if native else (NOTHING, tail)
+        return rest(_Normalize.apply(x, mask, given.residual, rule, observe, native, given.act, *tensors))
+    if not native:
+        return tail(reference(x, rule, tensors, mask=mask, observe=observe))
+    table = _moments(x)
+    if observe is not None:
+        observe(table)
+    return _scale_shift(x, rule(table, *tensors), tail)
 
 
 def reference(
@@ -106,32 +119,74 @@ def tracing() -> bool:
     )
 
 
+def understood(x: Tensor) -> bool:
+    """Says whether the kernels can read x."""
+    if not kernels.available() or type(x) not in _TYPES or not x.is_cpu or x.dtype not in _DTYPES:
+        return False
+    return x.layout == torch.strided and x.dim() >= 2
+
+
 class _Normalize(torch.autograd.Function):
-    """The one node. It keeps x and a small graph from the table to the affine, of (N, C) tensors."""
+    """The one node. It keeps x, what the tail needs, and a small graph of (N, C) tensors: table to affine."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor | None, rule: Rule, observe: Observe | None, *tensors: Any) -> Tensor:
-        table = moments(x, mask)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mask: Tensor | None,
+        residual: Tensor | None,
+        rule: Rule,
+        observe: Observe | None,
+        native: bool,
+        act: kernels.Act,
+        *tensors: Any,
+    ) -> Tensor:
+        table = _moments(x) if native else moments(x, mask)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             # outer hooks (checkpointing, offloading) must not see the small graph: they count what is saved
-            need_x, *needs = ctx.needs_input_grad[0:1] + ctx.needs_input_grad[4:]
+            need_x, *needs = ctx.needs_input_grad[0:1] + ctx.needs_input_grad[_FIXED:]
             table = Moments(_leaf(table.mean, need_x), _leaf(table.var, need_x), table.count)
             leaves = [_leaf(t, need) for t, need in zip(tensors, needs, strict=True)]
             affine = Affine(*(value.expand_as(table.mean) for value in rule(table, *leaves)))
-        ctx.save_for_backward(x, mask, *tensors)
-        ctx.rule, ctx.table, ctx.leaves, ctx.affine = rule, table, leaves, affine
         if observe is not None:
             observe(_detached(table))
-        return _apply(x, Affine(*(value.detach() for value in affine)), mask)
+        fixed, tail = Affine(*(value.detach() for value in affine)), Tail(residual, act)
+        y = _scale_shift(x, fixed, tail) if native else _apply(x, fixed, mask)
+        ctx.save_for_backward(x, mask, tail.kept(y), *tensors)
+        ctx.rule, ctx.table, ctx.leaves, ctx.affine, ctx.native, ctx.act = rule, table, leaves, affine, native, act
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # true exactly under create_graph: second derivatives are wanted
-            dx, *rest = _reference_grads(grads[0], x, mask, tensors, ctx)
+        x, mask, extra, *tensors = ctx.saved_tensors
+        need_residual = ctx.needs_input_grad[2]
+        if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
+            dx, extra, *rest = _reference_grads(grads[0], x, mask, extra, tensors, ctx)
+        elif ctx.native:
+            dx, extra, *rest = _native_grads(grads[0], x, extra, ctx)
         else:
             dx, *rest = _grads(grads[0], x, mask, ctx)
-        return dx, None, None, None, *rest
+        return dx, None, extra if need_residual else None, *(None,) * (_FIXED - 3), *rest
+
+
+_FIXED = 7  # arguments of the node before the tensors of the rule
+
+
+def _native_grads(g: Tensor, x: Tensor, extra: Tensor | None, ctx: Any) -> list[Tensor | None]:
+    """As `_grads`, by the kernels; the second is the gradient of the residual."""
+    table: Moments = ctx.table
+    center, scale, shift = (value.detach() for value in ctx.affine)
+    sum_g, sum_gx = kernels.reduce_grad(g, x, center, scale, shift, extra, ctx.act)
+    dmean, dvar, *rest = _backward(ctx.affine, (-scale * sum_g, sum_gx, sum_g), [table.mean, table.var, *ctx.leaves])
+    need_x, _, need_residual = ctx.needs_input_grad[:3]
+    residual = g if need_residual and ctx.act == kernels.NONE else None
+    if not need_x and (residual is not None or not need_residual):
+        return [None, residual, *rest]
+    zero = torch.zeros_like(scale)
+    slope = zero if dvar is None else dvar * (2 / table.count)
+    offset = (zero if dmean is None else dmean / table.count) + slope * (center - table.mean.detach())
+    dx, behind = kernels.apply_grad(g, x, scale, slope, offset, center, shift, extra, ctx.act)
+    return [dx if need_x else None, behind if residual is None else residual, *rest]
 
 
 def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor | None]:
@@ -153,12 +208,14 @@ def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor |
     return [convert(_fill(dx, mask), x.dtype), *rest]
 
 
+@torch.enable_grad()
 def _reference_grads(
-    g: Tensor, x: Tensor, mask: Tensor | None, tensors: Sequence[Any], ctx: Any
+    g: Tensor, x: Tensor, mask: Tensor | None, extra: Tensor | None, tensors: Sequence[Any], ctx: Any
 ) -> list[Tensor | None]:
     # views, so that a tensor computed from x is not followed back into x
     x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
-    return _backward((reference(x, ctx.rule, tensors, mask=mask),), (g,), [x, *tensors], create_graph=True)
+    y, residual = again(reference(x, ctx.rule, tensors, mask=mask), extra, ctx.act, ctx.needs_input_grad[2])
+    return _backward((y,), (g,), [x, residual, *tensors], create_graph=True)
 
 
 def _backward(
@@ -184,10 +241,13 @@ def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~align(mask, x), 0)
 
 
-def _plain(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
-    if not torch.is_grad_enabled() or tracing():
-        return False
-    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in (x, *tensors))
+def _moments(x: Tensor) -> Moments:
+    return Moments(*kernels.moments(x), x.shape[2:].numel())
+
+
+def _scale_shift(x: Tensor, affine: Affine, tail: Tail) -> Tensor:
+    center, scale, shift = affine
+    return kernels.scale_shift(x, scale, shift, center, tail.residual, tail.act)
 
 
 def _leaf(t: Any, need: bool) -> Any:

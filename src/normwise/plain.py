@@ -8,52 +8,57 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
 from normwise import kernels
-from normwise.ops import tracing
+from normwise.ops import tracing, understood
 from normwise.table import convert, wide
+from normwise.tail import NOTHING, Tail, again
 
 Statistics = tuple[Tensor, Tensor]
 _TYPES = (Tensor, torch.nn.Parameter)
 SMALL = 1 << 15  # values: up to here a call costs more than the arithmetic, and PyTorch's calls cost less
-_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, statistics: Statistics | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    statistics: Statistics | None = None,
+    tail: Tail = NOTHING,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm; also gives the batch's mean and unbiased variance, or back the `statistics` to be used instead.
+    """Batch norm and its tail; also the batch's mean and unbiased variance, or back the given `statistics`.
 
     >>> y, mean, var = batch_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5)
     >>> y.shape, mean.shape, var.shape
     (torch.Size([4, 3, 8, 8]), torch.Size([3]), torch.Size([3]))
     """
     if native(x, weight, bias, 0, statistics):
-        y, mean, var = _norm(x, weight, bias, 0, eps, statistics)
+        y, mean, var = _norm(x, weight, bias, 0, eps, statistics, tail)
         if statistics is not None:
             return y, *statistics
         number = x.numel() // x.shape[1]
         return y, mean, var * (number / (number - 1))
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
     if statistics is not None:
-        return _batch_norm(x, weight, bias, eps, statistics), *statistics
+        return tail(_batch_norm(x, weight, bias, eps, statistics)), *statistics
     # temporaries: with momentum 1 they become the batch's own mean and unbiased variance
     mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
-    return F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps), mean, var
+    return tail(F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)), mean, var
 
 
-def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Instance norm in the layout of x.
+def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, tail: Tail = NOTHING) -> Tensor:
+    """Instance norm and its tail in the layout of x.
 
     >>> instance_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5).shape
     torch.Size([4, 3, 8, 8])
     """
     if native(x, weight, bias, x.shape[1]):
-        return _norm(x, weight, bias, x.shape[1], eps)[0]
+        return _norm(x, weight, bias, x.shape[1], eps, None, tail)[0]
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
-    return keep_layout(F.instance_norm(x, None, None, weight, bias, True, 1.0, eps), x)
+    return tail(keep_layout(F.instance_norm(x, None, None, weight, bias, True, 1.0, eps), x))
 
 
 def observed_instance_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, tail: Tail = NOTHING
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Instance norm; also gives mean and unbiased variance of an instance, averaged over the batch.
 
@@ -62,32 +67,33 @@ def observed_instance_norm(
     (torch.Size([3]), torch.Size([3]))
     """
     if native(x, weight, bias, x.shape[1]):
-        y, mean, var = _norm(x, weight, bias, x.shape[1], eps)
+        y, mean, var = _norm(x, weight, bias, x.shape[1], eps, None, tail)
         number = x.shape[2:].numel()
         return y, mean.mean(0), var.mean(0) * (number / (number - 1))
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
     mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
-    return keep_layout(F.instance_norm(x, mean, var, weight, bias, True, 1.0, eps), x), mean, var
+    y = keep_layout(F.instance_norm(x, mean, var, weight, bias, True, 1.0, eps), x)
+    return tail(y), mean, var
 
 
-def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Group norm, exact for a large mean whatever the layout.
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, tail: Tail = NOTHING
+) -> Tensor:
+    """Group norm and its tail, exact for a large mean whatever the layout.
 
     >>> group_norm(torch.randn(4, 6, 8, 8), 2, None, None, eps=1e-5).shape
     torch.Size([4, 6, 8, 8])
     """
     if native(x, weight, bias, groups):
-        return _norm(x, weight, bias, groups, eps)[0]
-    return _group_norm(x, groups, weight, bias, eps)
+        return _norm(x, weight, bias, groups, eps, None, tail)[0]
+    return tail(_group_norm(x, groups, weight, bias, eps))
 
 
 def native(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, statistics: Statistics | None = None
 ) -> bool:
     """Says whether the kernels take this call (0 groups: batch norm); what PyTorch would refuse they leave to it."""
-    if tracing() or not kernels.available():
-        return False
-    if type(x) not in _TYPES or not x.is_cpu or x.dtype not in _DTYPES or x.layout != torch.strided or x.dim() < 2:
+    if tracing() or not understood(x):
         return False
     instances, channels = x.shape[:2]
     statistic = channels if groups == 0 else instances * groups
@@ -109,49 +115,64 @@ def keep_layout(y: Tensor, like: Tensor) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
-    """The closed form of all three. It keeps x, the learned affine and the statistics."""
+    """The closed form of all three. It keeps x, the learned affine, the statistics and what the tail needs."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, groups: int, eps: float
+        ctx: Any,
+        x: Tensor,
+        weight: Any,
+        bias: Any,
+        residual: Any,
+        statistics: Statistics | None,
+        act: kernels.Act,
+        groups: int,
+        eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        statistics = None if mean is None else (mean, var)
-        result = kernels.norm(x, weight, bias, groups, eps, statistics)
-        found = result[1:]
+        y, mean, var = kernels.norm(x, weight, bias, groups, eps, statistics, residual, act)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*found)
-        ctx.save_for_backward(x, weight, bias, *(statistics or found))
-        ctx.fixed, ctx.groups, ctx.eps = statistics is not None, groups, eps
-        return result
+        ctx.mark_non_differentiable(mean, var)
+        ctx.save_for_backward(x, weight, bias, Tail(residual, act).kept(y), *(statistics or (mean, var)))
+        ctx.fixed, ctx.act, ctx.groups, ctx.eps = statistics is not None, act, groups, eps
+        return y, mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        g, needs = grads[0], ctx.needs_input_grad[:3]
+        g, needs = grads[0], ctx.needs_input_grad[:4]
         if g is None:
-            return (None,) * 7
+            return (None,) * 8
         if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
             found = _reference_grads(g, ctx, needs)
         else:
-            x, weight, bias, mean, var = ctx.saved_tensors
-            dx, dweight, dbias, _ = kernels.norm_backward(
-                g, x, mean, var, weight, None, ctx.groups, ctx.eps, fixed=ctx.fixed, need_input=needs[0]
+            x, weight, bias, extra, mean, var = ctx.saved_tensors
+            through = needs[3] and ctx.act == kernels.NONE  # the gradient of the residual is g itself
+            need_input = needs[0] or (needs[3] and not through)
+            dx, dweight, dbias, behind = kernels.norm_backward(
+                g, x, mean, var, weight, bias, ctx.groups, ctx.eps, extra, ctx.act, ctx.fixed, need_input
             )
-            found = dx, *(None if t is None else convert(d, t.dtype) for t, d in ((weight, dweight), (bias, dbias)))
+            affine = (None if t is None else convert(d, t.dtype) for t, d in ((weight, dweight), (bias, dbias)))
+            found = dx, *affine, g if through else behind
         return *(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 4
 
 
 def _norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, statistics: Statistics | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    statistics: Statistics | None,
+    tail: Tail,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not torch.is_grad_enabled():
-        return kernels.norm(x, weight, bias, groups, eps, statistics)
-    return _Norm.apply(x, weight, bias, *(statistics or (None, None)), groups, eps)
+        return kernels.norm(x, weight, bias, groups, eps, statistics, *tail)
+    return _Norm.apply(x, weight, bias, tail.residual, statistics, tail.act, groups, eps)
 
 
 @torch.enable_grad()
 def _reference_grads(g: Tensor, ctx: Any, needs: tuple[bool, ...]) -> list[Tensor | None]:
     """Differentiates PyTorch's operator, whose derivative has a derivative."""
-    *saved, mean, var = ctx.saved_tensors
+    *saved, extra, mean, var = ctx.saved_tensors
     # views, so that a weight computed from x is not followed back into x
     inputs: list[Any] = [None if t is None else t.view_as(t) for t in saved]
     x, weight, bias = inputs
@@ -160,7 +181,8 @@ def _reference_grads(g: Tensor, ctx: Any, needs: tuple[bool, ...]) -> list[Tenso
     else:
         weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
         y = _batch_norm(x, weight, bias, ctx.eps, (mean, var) if ctx.fixed else None)
-    wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
+    y, residual = again(y, extra, ctx.act, needs[3])
+    wanted: list[Any] = [t for t, need in zip([*inputs, residual], needs, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
     return [next(found) if need else None for need in needs]
 

@@ -200,6 +200,8 @@ def _check_altered(before: nn.Module, after: nn.Module, name: str) -> None:
     if not any(str(state.spec) in names for state in states):
         tokens = any(NORMS[state.spec.name].kind == "position" for state in states)
         hint = "its norms work per position: try layer-token and rms-token" if tokens else "it has no such norm"
+        if any(NORMS[text.partition(":")[0]].kind == "other" for text in names if text != "None"):
+            hint = "this one stands in for no norm"
         raise UsageError(f"it alters no layer of this network; {hint}")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from normwise import ops
 from normwise.layers.running import Running
 from normwise.table import align
+from normwise.tail import NOTHING, Tail
 
 
 class Plane(Running):
@@ -85,15 +86,15 @@ class TableNorm(PlaneNorm):
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.weight, self.bias
 
-    def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.remembered()[0] is None:
+    def normalize(self, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
+        if self.tracks is not None and self.remembered()[0] is None:
             check_batch(self, x, mask)
-        return ops.normalize(x, self.rule(), self.tensors(), mask=mask, observe=self.observe)
+        return ops.normalize(x, self.rule(), self.tensors(), mask=mask, observe=self.observe, tail=tail)
 
 
-def leaf(module: nn.Module, x: Any, mask: Any = None) -> Any:
+def leaf(module: nn.Module, x: Any, *rest: Any) -> Any:
     """Records the module as one node: FX sees a norm, not its arithmetic."""
-    args = (x,) if mask is None else (x, mask)
+    args = (x, *(rest if rest and rest[-1] is not None else rest[:-1]))  # the mask comes last
     return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), args, {})
 
 
@@ -124,6 +125,15 @@ def check_batch(module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
         )
     if values == 2:
         _warn_two(type(module).__name__)
+
+
+def check_values(module: nn.Module, x: Tensor, channels: int = 1) -> None:
+    """One value has no variance: every output would be the bias."""
+    if channels * x.shape[2:].numel() == 1:
+        raise ValueError(
+            f"{type(module).__name__}: every statistic needs at least 2 values (H*W times channels of a "
+            f"group), got 1 (input shape {tuple(x.shape)}); place it before the pooling, or use fewer groups."
+        )
 
 
 @cache

@@ -2,30 +2,23 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwise import ops, plain
 from normwise.layers.base import Plane, PlaneNorm, check_batch
+from normwise.layers.running import Running
 from normwise.ops import Affine, standardize
 from normwise.table import Moments
+from normwise.tail import NOTHING, Tail
 
 
 class AnyBatchNorm(Plane):
     """The plain operator, with running statistics kept by `Running`; the table where there is a mask."""
 
-    def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        mean, var = self.remembered()
-        if mean is None:
-            check_batch(self, x, mask)
-        if mask is not None:
-            rule = partial(_rule, eps=self.eps)
-            return ops.normalize(x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe)
-        statistics = None if mean is None or var is None else (mean, var)
-        y, mean, var = plain.batch_norm(x, self.weight, self.bias, self.eps, statistics)
-        if self.remembers():
-            self.remember(mean, var)
-        return y
+    def normalize(self, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
+        return batch_norm(self, x, mask, tail)
 
 
 class BatchNorm(AnyBatchNorm, PlaneNorm, _BatchNorm):
@@ -69,10 +62,31 @@ class BatchNorm3d(AnyBatchNorm, nn.BatchNorm3d):
     """
 
 
+def batch_norm(norm: Running, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
+    """Batch norm with the weights and the memory of a norm, which moves in training."""
+    mean, var = norm.remembered()
+    blended = mean is not None and norm.mix > 0 and not norm.training
+    if mean is None or (blended and norm.mix == 1):
+        check_batch(norm, x, mask)
+    if mask is not None or blended:
+        rule = partial(_rule, eps=norm.eps, mix=norm.mix if blended else 0.0)
+        tensors = norm.weight, norm.bias, mean, var
+        return ops.normalize(x, rule, tensors, mask=mask, observe=norm.observe, tail=tail)
+    statistics = None if mean is None or var is None else (mean, var)
+    y, mean, var = plain.batch_norm(x, norm.weight, norm.bias, norm.eps, statistics, tail)
+    if norm.remembers():
+        norm.remember(mean, var, x.numel() // x.shape[1])
+    return y
+
+
 def _rule(
-    table: Moments, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *, eps: float
+    table: Moments, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *, eps: float, mix: float
 ) -> Affine:
-    return standardize(batch_pool(table, mean, var), eps).learned(weight, bias)
+    pooled = batch_pool(table, mean, var)
+    if mix:
+        own = table.pool(0)
+        pooled = Moments(torch.lerp(pooled.mean, own.mean, mix), torch.lerp(pooled.var, own.var, mix), 1)
+    return standardize(pooled, eps).learned(weight, bias)
 
 
 def batch_pool(table: Moments, mean: Tensor | None, var: Tensor | None) -> Moments:

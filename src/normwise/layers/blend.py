@@ -1,4 +1,4 @@
-"""Blends of pools: batch-instance (two results by a gate) and switchable (three pools by weights)."""
+"""Blends of pools: batch-instance (by a gate), switchable (three pools by weights), IBN (by channel)."""
 
 from functools import partial
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise import ops
-from normwise.layers.base import TableNorm
+from normwise.layers.base import TableNorm, check_values
 from normwise.layers.batch import batch_pool
 from normwise.ops import Affine, standardize
 from normwise.table import Moments
@@ -61,6 +61,43 @@ class SwitchableNorm(TableNorm):
         return self.mean_weight, self.var_weight, self.weight, self.bias, *self.remembered()
 
 
+class IBNorm(TableNorm):
+    """Instance norm for the first channels, batch norm for the rest: style goes, content stays.
+
+    `ratio` is the instance share (default 0.5): `int(ratio * num_features)` channels, as in IBN-Net (Pan
+    et al., 2018). Each half equals its parent; one weight, bias and running statistics for all.
+
+    >>> x, norm = torch.randn(4, 6, 8, 8), IBNorm(6)
+    >>> bool(torch.allclose(norm(x)[:, :3], torch.nn.functional.instance_norm(x)[:, :3], atol=1e-5))
+    True
+    """
+
+    def __init__(self, num_features: int, *, ratio: float = 0.5, **common: Any) -> None:
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"IBNorm: ratio, the share of instance norm, must be between 0 and 1, got {ratio}.")
+        self.ratio = ratio
+        super().__init__(num_features, **common)
+
+    @property
+    def instance_features(self) -> int:
+        """How many channels, from the first, are instance norm's."""
+        return int(self.ratio * self.num_features)
+
+    def rule(self) -> ops.Rule:
+        return partial(_split, instance=self.instance_features, eps=self.eps)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias, *self.remembered()
+
+    def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.instance_features:
+            check_values(self, x)
+        return super().normalize(x, mask)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ratio={self.ratio}"
+
+
 def box(gate: Tensor) -> Tensor:
     """Clamps to [0, 1]; the gradient passes inside and, from outside, where descent leads back.
 
@@ -98,6 +135,15 @@ def _batch_instance(
 ) -> Affine:
     batch = standardize(batch_pool(table, mean, var), eps)
     return batch.blend(standardize(table, eps), gate).learned(weight, bias)
+
+
+def _split(
+    table: Moments, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *, instance: int, eps: float
+) -> Affine:
+    batch = batch_pool(table, mean, var)
+    own = torch.arange(table.mean.shape[1], device=table.mean.device) < instance
+    center, spread = (torch.where(own, a, b) for a, b in ((table.mean, batch.mean), (table.var, batch.var)))
+    return standardize(Moments(center, spread, table.count), eps).learned(weight, bias)
 
 
 def _switchable(

@@ -13,10 +13,16 @@ Kind = Literal["plane", "position", "other"]
 class NormEntry:
     """One line of `NORMS`: how to build a norm and what to say of it.
 
+    `kind`: norms of a plane, (N, C, *spatial), stand in for each other, and so do those of a position,
+    (..., F); the others, (N, C, *spatial) too, stand in for none.
+
     `make(num_features, **options, eps, momentum, affine, bias, track_running_stats, device, dtype)`.
     `options` maps an option's name in a spec to its type; the first may stand alone after the colon;
     `option` explains them. `axes` says per pool what is averaged over: N, C, C/g (a group's channels),
-    HW (positions), F (a position's features).
+    HW (positions), F (a position's features). `evidence` names the papers its numbers are from. `given`
+    names what `forward(x, given, mask=None)` takes besides x. `cannot` says which promises of the
+    conformance suite (tests/conformance.py) the norm cannot keep, and why in one line;
+    `promise:train` and `promise:eval` are for one mode only.
     """
 
     name: str
@@ -28,7 +34,10 @@ class NormEntry:
     when: str
     when_not: str
     paper: str = ""
+    evidence: str = ""
     kind: Kind = "plane"
     axes: tuple[str, ...] = ()
     options: Mapping[str, type[int] | type[float]] = field(default_factory=dict)
     option: str = ""
+    given: str = ""
+    cannot: Mapping[str, str] = field(default_factory=dict)

@@ -1,29 +1,52 @@
 """Running statistics, in one place: what a norm remembers for evaluation."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
+from warnings import warn
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normwise.layers.written import compiling, merge, move, recomputing
 from normwise.ops import tracing
-from normwise.table import Moments, convert, wide
+from normwise.table import Moments, wide
 
 _NAMES = ("running_mean", "running_var")
+
+
+class Memory(NamedTuple):
+    """The tensors that a batch is written to; `pool` only while micro-batches are accumulated."""
+
+    mean: Tensor
+    var: Tensor
+    seen: Tensor
+    pool: Tensor | None
 
 
 class Running(_NormBase):
     """Remembers mean and unbiased variance under PyTorch's keys.
 
     Repairs: the buffers stay float32 or wider in a half-precision model (in bfloat16 a small momentum
-    rounds to nothing); the second forward of activation checkpointing is not counted twice;
-    `momentum=None`, the plain average over all batches, works for every norm and under compile.
+    rounds to nothing); the second forward of activation checkpointing is not counted twice, eager or
+    compiled; a batch with inf or NaN is left out, counted in `skipped`, and told once;
+    `momentum=None`, the plain average over all batches, works for every norm and under compile;
+    `torch.func` works with a norm in training. What is `frozen` uses its memory in training too, and
+    never moves it.
     """
+
+    frozen = False
+    averages_std = False  # then it is the biased deviation that is averaged and squared
+    mix = 0.0  # the share of a batch's own statistics in evaluation: see nw.adapt
+    skipped: Tensor | None = None  # no buffer: the state_dict and what DDP broadcasts stay PyTorch's
+    pool: Tensor | None = None
+    _told = False
 
     def remembered(self) -> tuple[Tensor | None, Tensor | None]:
         """Running mean and variance if they are to be used now, else (None, None)."""
         mean, var = self.running_mean, self.running_var
-        if self.training or mean is None or var is None:
+        if (self.training and not self.frozen) or mean is None or var is None:
             return None, None
         if torch.is_grad_enabled() and not tracing():
             return mean.clone(), var.clone()  # a training step before the backward pass would change them
@@ -33,30 +56,84 @@ class Running(_NormBase):
         """Remembers the batch behind a table."""
         if self.remembers():
             pooled = table.pool(0)
-            self.remember(pooled.mean[0], pooled.unbiased[0])
+            self.remember(pooled.mean[0], pooled.unbiased[0], pooled.count)
 
     def remembers(self) -> bool:
         """True in training with running statistics, but not while a checkpoint is recomputed."""
-        if not self.training or not self.track_running_stats or self.running_mean is None:
+        if not self.training or self.frozen or not self.track_running_stats or self.running_mean is None:
             return False
-        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+        return compiling() or not recomputing()
 
-    def remember(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        """Moves on by one batch: `running += momentum * (batch - running)`."""
-        seen, *running = (cast(Tensor, self._buffers[name]) for name in ("num_batches_tracked", *_NAMES))
-        seen.add_(1)
-        for remembered, batch in zip(running, (mean, unbiased_var), strict=True):
-            step = convert(batch.detach(), remembered.dtype) - remembered
-            remembered.add_(step / seen if self.momentum is None else step * self.momentum)
+    def remember(self, mean: Tensor, unbiased_var: Tensor, count: Any, present: Tensor | None = None) -> None:
+        """Moves on by one batch of `count` values (instance norm: instances), or pools it for later."""
+        memory = self.memory()
+        if memory.pool is not None:
+            count = count[0] if isinstance(count, Tensor) and count.dim() > mean.dim() else count
+            number = torch.as_tensor(count, dtype=mean.dtype, device=mean.device).expand_as(mean)
+            merge(memory.pool, mean, unbiased_var, number, *self._law)
+            return
+        self._move(memory, mean, unbiased_var, present)
+
+    def memory(self) -> Memory:
+        """What the next batch is written to."""
+        mean, var, seen = (cast(Tensor, self._buffers[name]) for name in (*_NAMES, "num_batches_tracked"))
+        return Memory(mean, var, seen, self.pool)
+
+    def open_pool(self) -> None:
+        """From now on batches are pooled; `close_pool` makes them one update."""
+        mean = cast(Tensor, self.running_mean)
+        self.pool = mean.new_zeros(3, *mean.shape)
+
+    def close_pool(self, *, keep: bool = True) -> None:
+        """Writes the pooled batches as one, or forgets them."""
+        pool, self.pool = self.pool, None
+        if pool is None or not keep:
+            return
+        mean, spread, count = pool.unbind()
+        var = spread / (count - self._law[1]).clamp(min=1)
+        self._move(Running.memory(self), mean, var, (count > 0).any(-1))
+
+    def train(self, mode: bool = True) -> "Running":
+        if mode != self.training:
+            self._tell()  # on other devices the count is asked for only here: it waits for them
+        return super().train(mode)
 
     def reset_running_stats(self) -> None:
         self._widen({name: self._buffers[name] for name in _NAMES})
         super().reset_running_stats()
+        if self.running_mean is not None:
+            self.skipped = torch.zeros((), dtype=torch.int64, device=self.running_mean.device)
+
+    @property
+    def _law(self) -> tuple[bool, int]:
+        """How batches pool: with the distance between them or not, and what to take off each count."""
+        if isinstance(self, _InstanceNorm):
+            return False, 0  # it remembers averages over instances
+        return True, 0 if self.averages_std else 1
+
+    def _move(self, memory: Memory, mean: Tensor, var: Tensor, present: Tensor | None) -> None:
+        root = self.eps if self.averages_std else None
+        skipped = self.skipped if compiling() or peek_interpreter_stack() is None else None
+        move(memory.mean, memory.var, memory.seen, skipped, mean, var, present, self.momentum, root)
+        if not tracing() and skipped is not None and skipped.is_cpu:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._told or type(self.skipped) is not Tensor or self.skipped.is_meta or not int(self.skipped):
+            return
+        self._told = True
+        warn(
+            f"{type(self).__name__}({self.num_features}): a batch with inf or NaN was left out of the running "
+            "statistics, as all further ones will be; `skipped` counts them. Look for it in the data, the "
+            "layers before, or the learning rate.",
+            stacklevel=2,
+        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Running":
         before = {name: self._buffers[name] for name in _NAMES}
         super()._apply(fn, recurse)
         self._widen(before)
+        self.skipped = None if self.skipped is None else fn(self.skipped)
         return self
 
     def _widen(self, before: dict[str, Tensor | None]) -> None:

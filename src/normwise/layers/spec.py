@@ -14,6 +14,7 @@ from normwise.errors import UsageError
 from normwise.layers.batch import AnyBatchNorm
 from normwise.layers.catalogue import NORMS
 from normwise.layers.entry import NormEntry
+from normwise.layers.recurrent import Recurrent
 from normwise.layers.within import RankedInstanceNorm
 
 
@@ -141,29 +142,51 @@ def signature(module: nn.Module) -> Hashable:
     if name in ("group", "layer") or (name == "instance" and not tracked):
         groups = {"layer": 1, "instance": channels}.get(name) or dict(options)["groups"]
         name, options, tracked = "group", (("groups", groups),), False
-    memory = (state.momentum, tracked) if NORMS[name].kind == "plane" and tracked else ()
+    memory = (state.momentum, tracked) if tracked else ()
     return name, options, channels, state.eps if name != "none" else None, state.affine, state.bias, memory
 
 
 _KNOWN: dict[str, tuple[type[nn.Module], ...]] = {
-    "batch": (AnyBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    "batch": (AnyBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    "sync": (nn.SyncBatchNorm,),
     "instance": (RankedInstanceNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     "group": (nn.GroupNorm,),
+}
+
+
+_FREEZES = "batch", "ghost", "renorm", "sync"  # with fixed statistics they are one and the same
+
+
+# Classes of other packages that compute what the entry's class does, though their forward is written anew.
+_ELSEWHERE = {
+    "timm.layers.norm.GroupNorm": "group",
+    "timm.layers.norm.GroupNorm1": "group",
+    "timm.layers.norm.LayerNorm": "layer-token",
+    "timm.layers.norm.LayerNorm2d": "channel-layer",
+    "torchvision.models.convnext.LayerNorm2d": "channel-layer",
 }
 
 
 def _spec(module: nn.Module) -> NormSpec | None:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
         return None  # pools more than the features of a token
+    if isinstance(module, Recurrent):
+        return NormSpec(module.norm)
     entry = next((entry for entry in NORMS.values() if _is(module, entry)), None)
     if entry is None:
         return None
     if isinstance(module, nn.GroupNorm):
         return NormSpec("layer") if module.num_groups == 1 else NormSpec("group", (("groups", module.num_groups),))
-    return NormSpec(entry.name, tuple((name, getattr(module, name)) for name in entry.options))
+    if entry.name in _FREEZES and getattr(module, "frozen", False):
+        return NormSpec("frozen", (("learn", int(not getattr(module, "frozen_affine", False))),))
+    given = ((name, getattr(module, name)) for name in entry.options)
+    return NormSpec(entry.name, tuple((name, value) for name, value in given if value is not None))
 
 
 def _is(module: nn.Module, entry: NormEntry) -> bool:
+    elsewhere = _ELSEWHERE.get(f"{type(module).__module__}.{type(module).__qualname__}")
+    if elsewhere is not None:
+        return elsewhere == entry.name
     classes = entry.cls, *_KNOWN.get(entry.name, ())
     return any(isinstance(module, cls) and type(module).forward is cls.forward for cls in classes)
 

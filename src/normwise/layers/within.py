@@ -8,10 +8,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normwise import ops, plain
-from normwise.layers.base import Plane, PlaneNorm, check_input, leaf
+from normwise.layers.base import Plane, PlaneNorm, check_input, check_values, leaf
 from normwise.layers.batch import batch_pool
 from normwise.ops import Affine, standardize
 from normwise.table import Moments, align, convert, planes
+from normwise.tail import NOTHING, Tail
 
 
 class ChannelAffine(PlaneNorm):
@@ -35,21 +36,23 @@ class ChannelAffine(PlaneNorm):
 class AnyInstanceNorm(Plane):
     """The plain operator in the layout of the input; the table where there is a mask."""
 
-    def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def normalize(self, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
         mean, var = self.remembered() if self.track_running_stats else (None, None)
         if mean is None:
             check_values(self, x)
         if mask is not None:
             rule = partial(_instance, eps=self.eps)
-            return ops.normalize(x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe)
+            return ops.normalize(
+                x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe, tail=tail
+            )
         if mean is not None and var is not None:
-            return plain.batch_norm(x, self.weight, self.bias, self.eps, (mean, var))[0]
+            return plain.batch_norm(x, self.weight, self.bias, self.eps, (mean, var), tail)[0]
         if not (self.training and self.track_running_stats):
-            return plain.instance_norm(x, self.weight, self.bias, self.eps)
+            return plain.instance_norm(x, self.weight, self.bias, self.eps, tail)
         # the same call while a checkpoint is recomputed, else other tensors would be saved
-        y, mean, var = plain.observed_instance_norm(x, self.weight, self.bias, self.eps)
+        y, mean, var = plain.observed_instance_norm(x, self.weight, self.bias, self.eps, tail)
         if self.remembers():
-            self.remember(mean, var)
+            self.remember(mean, var, len(x))
         return y
 
     def observe(self, table: Moments) -> None:
@@ -58,7 +61,7 @@ class AnyInstanceNorm(Plane):
             number = counted.sum(0)
             new = ((value * counted).sum(0) / number.clamp(min=1) for value in (table.mean, table.unbiased))
             old = self.get_buffer("running_mean"), self.get_buffer("running_var")
-            self.remember(*(torch.where(number > 0, t, o) for t, o in zip(new, old, strict=True)))
+            self.remember(*(torch.where(number > 0, t, o) for t, o in zip(new, old, strict=True)), number)
 
 
 class InstanceNorm(AnyInstanceNorm, PlaneNorm, _InstanceNorm):
@@ -93,6 +96,8 @@ class RankedInstanceNorm(AnyInstanceNorm, _InstanceNorm):
 class InstanceNorm1d(RankedInstanceNorm, nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d` with the repairs of `Running` and masks.
 
+    An input of two axes is one sequence (C, L), as PyTorch has it; `InstanceNorm` refuses (N, C).
+
     >>> InstanceNorm1d(3)(torch.randn(4, 3, 8)).shape
     torch.Size([4, 3, 8])
     """
@@ -126,28 +131,29 @@ class GroupNorm(nn.GroupNorm):
     True
     """
 
+    strict = True  # False after `nw.accelerate`: where PyTorch is silent, it is too
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if isinstance(x, fx.Proxy):
             return leaf(self, x, mask)
+        self.check(x, mask)
+        return self.normalize(x, mask)
+
+    def check(self, x: Tensor, mask: Tensor | None) -> None:
+        if not self.strict and mask is None:
+            return
         if x.dim() < 2:
             raise ValueError(
                 f"GroupNorm: x must have shape (N, C, *spatial), got {tuple(x.shape)}; add the batch axis."
             )
         check_input(self, x, self.num_channels, mask)
         check_values(self, x, self.num_channels // self.num_groups)
+
+    def normalize(self, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
         if mask is None:
-            return plain.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            return plain.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, tail)
         rule = partial(_group, groups=self.num_groups, eps=self.eps)
-        return ops.normalize(x, rule, (self.weight, self.bias), mask=mask)
-
-
-def check_values(module: nn.Module, x: Tensor, channels: int = 1) -> None:
-    """One value has no variance: every output would be the bias."""
-    if channels * x.shape[2:].numel() == 1:
-        raise ValueError(
-            f"{type(module).__name__}: every statistic needs at least 2 values (H*W times channels of a "
-            f"group), got 1 (input shape {tuple(x.shape)}); place it before the pooling, or use fewer groups."
-        )
+        return ops.normalize(x, rule, (self.weight, self.bias), mask=mask, tail=tail)
 
 
 def _instance(

@@ -22,6 +22,8 @@ def values_per_statistic(record: Record) -> int:
 def _extent(axis: str, record: Record) -> int:
     """How many values one pooled axis holds: N, C, C/g (a group's channels), HW (positions) or F (features)."""
     n, c, *spatial = record.shape
+    if ("axis", -1) in record.state.spec.options:
+        n, *spatial, c = record.shape
     if axis == "C/g":
         return c // int(dict(record.state.spec.options)["groups"])
     return {"N": n, "C": c, "HW": math.prod(spatial), "F": record.shape[-1]}[axis]

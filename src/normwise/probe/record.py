@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from normwise.layers import spec
+from normwise.layers.recurrent import Recurrent
 
 
 @dataclass
@@ -42,9 +43,10 @@ def record(model: nn.Module) -> Iterator[list[Record]]:
 def _keep(records: list[Record], path: str, state: spec.NormState):
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
-        entry = Record(path, state, tuple(x.shape))
+        shape = module.statistics_shape(x) if isinstance(module, Recurrent) else tuple(x.shape)
+        entry = Record(path, state, shape)
         records.append(entry)
-        if x.requires_grad:
+        if isinstance(x, Tensor) and x.requires_grad:
             x.register_hook(lambda g: setattr(entry, "squared_gradient", float(g.detach().double().square().sum())))
 
     return hook

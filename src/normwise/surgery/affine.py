@@ -9,6 +9,8 @@ from normwise.ops import Affine, standardize
 from normwise.surgery.find import Found
 from normwise.table import Moments
 
+_FIXED = "none", "batch", "instance", "ghost", "renorm", "sync", "frozen"  # in evaluation a weight and bias
+
 
 def fixed_affine(layer: Found) -> Affine | str:
     """Center, scale and shift per channel, float64 where the device has it; or why there are none.
@@ -22,11 +24,13 @@ def fixed_affine(layer: Found) -> Affine | str:
     name = layer.state.spec.name if layer.state else None
     if layer.locked and not layer.frozen:
         return layer.locked
-    if name not in ("none", "batch", "instance") and not layer.frozen:
+    if name not in _FIXED and not layer.frozen:
         return f"{layer.what} measures each input, so no fixed weights can hold it"
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if name != "none" and mean is None:
         return "it remembers no statistics, so it measures each input"
+    if getattr(norm, "mix", 0):
+        return "nw.adapt lets it measure each batch; undo that first"
     if norm.training and not layer.frozen:
         return "it is in training mode; call model.eval() first"
     weight, bias = (None if t is None else widened(t.detach()) for t in (norm.weight, norm.bias))

@@ -8,10 +8,13 @@ from torch import nn
 
 def carry_state(old: nn.Module, new: nn.Module) -> str:
     """Weight, bias and running statistics stay the same tensors where type and shape agree."""
-    for name in ("weight", "bias"):
+    own = getattr(new, "own_affine", False) or getattr(old, "own_affine", False)
+    for name in () if own else ("weight", "bias"):  # grn's weight means something else
         _hand_over(old._parameters, new._parameters, name)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         _hand_over(old._buffers, new._buffers, name)
+    if getattr(new, "learn", 1) == 0:  # frozen:0
+        new.requires_grad_(False)
     before, after = (module._buffers.get("running_mean") is not None for module in (old, new))
     if before and not after:
         return "the remembered mean and variance are not used any more"
@@ -28,7 +31,7 @@ def _hand_over(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
         new[name] = mine
         return
     with torch.no_grad():
-        theirs.copy_(mine)
+        theirs.copy_(mine if mine.dim() <= theirs.dim() else mine[0])  # of several domains the first
     theirs.requires_grad_(mine.requires_grad)
 
 

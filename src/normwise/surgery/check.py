@@ -50,10 +50,12 @@ def _run(model: nn.Module, example: Any, when: str) -> None:
 
 def _require_values(path: str, norm: nn.Module, x: torch.Tensor) -> None:
     """Within an instance a statistic needs two values, or the output is the bias whatever the input."""
-    state = read(norm)
+    state = None if isinstance(norm, nn.RNNBase) else read(norm)
     if state is None or (state.spec.name == "instance" and state.track_running_stats):
         return
-    groups = {"layer": 1, "instance": x.shape[1]}.get(state.spec.name, getattr(norm, "num_groups", None))
+    groups = {"layer": 1, "instance": x.shape[1], "ibn": x.shape[1]}.get(
+        state.spec.name, getattr(norm, "num_groups", None)
+    )
     if groups and x.shape[1:].numel() // groups == 1:
         raise UsageError(
             f"swap: as {state.spec} the layer {path!r} would take each statistic from a single value "

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from normwise.layers.recurrent import Recurrent
 from normwise.layers.spec import NormState, read
 
 
@@ -93,6 +94,8 @@ def _found(module: nn.Module, paths: tuple[str, ...]) -> Found:
 
 def _locked(module: nn.Module, state: NormState | None) -> str | None:
     """Why a replacement could lose something of this layer, or None."""
+    if isinstance(module, Recurrent):
+        return "its norm is part of a recurrent layer's equations"
     if hasattr(module, "parametrizations"):
         return "a parametrization computes its weight; remove it first"
     if any(type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()):

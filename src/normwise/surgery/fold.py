@@ -176,7 +176,7 @@ def _verify(plan: Plan, model: nn.Module, pairs: list[_Pair], before: list[Tenso
     error = max((float((a - b).abs().max()) for a, b in compared), default=0.0)
     size = max((float(a.abs().max()) for a, _ in compared), default=0.0)
     held = [*before, *(pair.source.get_parameter("weight") for pair in pairs)]
-    if not error <= _tolerance(tensor.dtype for tensor in held) * size:
+    if not error <= tolerance(tensor.dtype for tensor in held) * size:
         raise UsageError(
             f"fold: the outputs of the example moved by up to {error:.3g} (their size is {size:.3g}), more "
             "than rounding explains; nothing was folded. Does the forward look at the norm itself?"
@@ -184,7 +184,7 @@ def _verify(plan: Plan, model: nn.Module, pairs: list[_Pair], before: list[Tenso
     plan.say(f"outputs of the example moved by at most {error:.3g} (their size is {size:.3g}).")
 
 
-def _tolerance(dtypes: Iterable[torch.dtype]) -> float:
+def tolerance(dtypes: Iterable[torch.dtype]) -> float:
     """Relative to the outputs, for a deep network: 1e-4 in float32; half precision rounds at every layer."""
     precision = max(torch.finfo(dtype).eps for dtype in dtypes)
     return precision * (1000 if precision < 1e-5 else 20)

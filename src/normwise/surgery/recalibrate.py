@@ -78,6 +78,10 @@ def _chosen(plan: Plan, model: nn.Module) -> dict[Any, str]:
             continue
         if norm._buffers.get("running_mean") is None:
             plan.leave(path, type(norm).__name__, "it remembers no statistics")
+        elif getattr(norm, "frozen", False):
+            plan.leave(path, type(norm).__name__, "frozen")
+        elif norm.running_mean is not None and norm.running_mean.dim() > 1:
+            plan.leave(path, type(norm).__name__, "it has a memory for each domain; train them")
         elif norm.momentum == 0:
             plan.leave(path, type(norm).__name__, "frozen: its momentum is 0")
         elif model.training and not norm.training:

@@ -19,7 +19,7 @@ class _Record(NamedTuple):
 
 
 class Snapshot:
-    """Every module's class, attributes, tensors (buffers by value too) and hooks; the optimizer's groups.
+    """Every module's class, attributes, tensors (buffers by value too, what learns) and hooks; the optimizer's groups.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     >>> before, norm = Snapshot(model), model[1]
@@ -32,6 +32,7 @@ class Snapshot:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         self._records = [_record(module) for module in model.modules()]
         self._values = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_value(buffer)]
+        self._learns = [(p, p.requires_grad) for p in model.parameters() if not is_lazy(p)]
         self._optimizer = optimizer
         groups = optimizer.param_groups if optimizer is not None else []
         self._groups = [(group, list(group["params"]), list(group.get("param_names", ()))) for group in groups]
@@ -47,6 +48,8 @@ class Snapshot:
                 _refill(container, copy)
         for buffer, value in self._values:
             _write(buffer, value)
+        for parameter, learns in self._learns:
+            parameter.requires_grad_(learns)
         self._restore_groups()
         if self._optimizer is not None:
             _refill(self._optimizer.state, self._state)
@@ -55,6 +58,7 @@ class Snapshot:
         """A function that later takes back what differs now, and nothing that changes after now."""
         steps = [step for record in self._records for step in _differences(record)]
         values = [(buffer, value) for buffer, value in self._values if not torch.equal(buffer, value)]
+        switched = [(parameter, learns) for parameter, learns in self._learns if parameter.requires_grad != learns]
         state = self._optimizer.state if self._optimizer is not None else {}
         lost = {parameter: kept for parameter, kept in self._state.items() if parameter not in state}
 
@@ -63,6 +67,8 @@ class Snapshot:
                 step()
             for buffer, value in values:
                 _write(buffer, value)
+            for parameter, learns in switched:
+                parameter.requires_grad_(learns)
             self._restore_groups()
             if self._optimizer is not None:
                 state.update(lost)

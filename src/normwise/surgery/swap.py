@@ -14,6 +14,8 @@ from normwise.surgery.check import require_runs, require_swapped
 from normwise.surgery.find import Found, norm_layers, replace
 from normwise.surgery.parameters import follow, require_held, require_optimizer
 from normwise.surgery.plan import Plan, operation
+from normwise.surgery.renorm import plain_layers, require_fit
+from normwise.surgery.renorm import stand_in as recurrent_stand_in
 from normwise.surgery.rules import Rules, Spec
 
 
@@ -30,9 +32,10 @@ def swap(
 
     `to` is a spec ("group:8"), or a mapping from glob patterns on module paths to specs: the first
     match wins, what no pattern matches is kept, and so is what a pattern maps to "keep". `where`
-    limits the swap to paths that match one of its patterns. Kept: channels, eps, momentum, affine,
-    weight and bias (the same Parameter objects), running statistics where both have them, device,
-    dtype, train or eval mode, ties, forward and backward hooks. With `optimizer` its groups follow.
+    limits the swap to paths that match one of its patterns. A recurrent layer of ours takes batch, layer
+    or none; PyTorch's `nn.LSTM` and `nn.GRU` do where a pattern is their full path. Kept: channels,
+    eps, momentum, affine, weight and bias (the same Parameter objects), running statistics where both
+    have them, device, dtype, train or eval mode, ties, forward and backward hooks. With `optimizer` its groups follow.
     With `example` (a tensor, a tuple of arguments or a dict of them) one forward shows that the new
     model runs. An exception leaves everything as it was; `dry_run=True` changes nothing.
 
@@ -48,7 +51,7 @@ def swap(
     require_optimizer(optimizer)
     with operation("swap", model, optimizer, dry_run=dry_run) as plan:
         require_held(optimizer, model)
-        layers = norm_layers(model)
+        layers = norm_layers(model) + plain_layers(model, rules)
         if not layers:
             raise UsageError(
                 f"swap: {type(model).__name__} has no normalization layer, so there is nothing to replace."
@@ -56,6 +59,7 @@ def swap(
         if example is not None:
             require_runs(model, example, "before the swap")
         stand_ins = {each: new for each in layers if (new := _stand_in(plan, each, rules)) is not None}
+        require_fit(plan)
         exchange = {layer.module: new for layer, new in stand_ins.items()}
         _leave_fast_path(model, exchange)
         plan.model = replace(model, exchange)
@@ -76,7 +80,13 @@ def _leave_fast_path(model: nn.Module, exchange: Mapping[nn.Module, nn.Module]) 
 
 def _stand_in(plan: Plan, layer: Found, rules: Rules) -> nn.Module | None:
     """The new layer, or None; the plan records which."""
-    spec, why = rules.choose(layer)
+    if isinstance(layer.module, nn.RNNBase):
+        return recurrent_stand_in(plan, layer, rules)
+    return stand_in(plan, layer, *rules.choose(layer))
+
+
+def stand_in(plan: Plan, layer: Found, spec: NormSpec | None, why: str = "") -> nn.Module | None:
+    """A new layer of this spec with all that the old one can hand over, or None; the plan records which, and why."""
     if spec is not None:
         why = layer.locked or _misfit(layer, spec)
     new = _built(plan.model, layer, spec) if spec is not None and not why else None
@@ -91,17 +101,36 @@ def _stand_in(plan: Plan, layer: Found, rules: Rules) -> nn.Module | None:
 
 
 def _misfit(layer: Found, spec: NormSpec) -> str:
-    """Plane norms and per-position norms do not stand in for each other."""
-    old, new = NORMS[_state(layer.module).spec.name].kind, NORMS[spec.name].kind
-    if old == "position" and new != "position":
+    """Why the spec cannot stand in for the layer: another layout, a position's norm, a second input."""
+    had = _state(layer.module).spec
+    old, new = NORMS[had.name], NORMS[spec.name]
+    axis, wanted = _axis(had), dict(spec.options).get("axis")
+    if "other" in (old.kind, new.kind):
+        of, which = (spec, new.given) if new.kind == "other" else (had, old.given)
+        why = f"takes a second input, the {which}" if which else "does not normalize"
+        return f"{of} {why}, so it stands in for no norm and none for it; put it in by hand"
+    if wanted is not None and wanted != axis:
+        return f"its features are on axis {axis}, and {spec} takes them on axis {wanted}"
+    if wanted is None and "axis" in new.options:
+        return ""
+    per_position = old.kind == "position" or old.axes == ("C",)
+    if per_position and new.kind != "position" and new.axes != ("C",):
         return "it normalizes each position over its features, so only a per-position norm can replace it"
-    if old == "plane" and new == "position":
-        return f"its channels are on axis 1, and {spec} works on the last axis; take layer or group"
+    if axis == 1 and new.kind == "position":
+        return f"its channels are on axis 1, and {spec} works on the last axis; take layer, group or channel-layer"
+    if axis == -1 and new.kind != "position":
+        return f"its features are on the last axis, and {spec} works on axis 1; take layer-token or rms-token"
     return ""
+
+
+def _axis(spec: NormSpec) -> int | float:
+    return dict(spec.options).get("axis", -1 if NORMS[spec.name].kind == "position" else 1)
 
 
 def _built(model: nn.Module, layer: Found, spec: NormSpec) -> nn.Module:
     state = _state(layer.module)
+    if "axis" in NORMS[spec.name].options:  # the layer's, whatever the spec leaves open
+        spec = NormSpec(spec.name, tuple({**dict(spec.options), "axis": _axis(state.spec)}.items()))
     device, dtype = (state.device, state.dtype) if state.device else _nearby(model, layer.path)
     keeps_eps = state.eps is not None or spec.name == state.spec.name  # None: what RMSNorm calls automatic
     options: dict[str, Any] = {"eps": state.eps} if keeps_eps else {}

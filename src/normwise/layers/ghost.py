@@ -1,0 +1,56 @@
+"""Ghost batch norm: pools the table over chunks of the batch."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from normwise import ops
+from normwise.layers.base import TableNorm, check_batch
+from normwise.layers.batch import batch_norm
+from normwise.ops import Affine, standardize
+from normwise.table import Moments
+
+
+class GhostNorm(TableNorm):
+    """Batch norm over chunks of `chunk_size` samples: the noise of small batches at any batch size.
+
+    `y = (x - mean_kc) / sqrt(var_kc + eps) * weight + bias` for chunk k (Hoffer, Hubara and Soudry, 2017).
+    A batch of N is cut in ceil(N / chunk_size) consecutive chunks, as equal as can be. Remembered, and
+    used in evaluation, is the pool over the whole batch, which knows the distance between chunks too.
+
+    >>> import torch
+    >>> x = torch.randn(4, 3, 8, 8)
+    >>> y = GhostNorm(3, chunk_size=2)(x)
+    >>> bool(y[:2].mean((0, 2, 3)).abs().max() < 1e-5)
+    True
+    """
+
+    def __init__(self, num_features: int, *, chunk_size: int = 16, **common: Any) -> None:
+        if chunk_size < 1:
+            raise ValueError(f"GhostNorm: chunk_size must be at least 1 sample, got {chunk_size}.")
+        super().__init__(num_features, **common)
+        self.chunk_size = chunk_size
+
+    def rule(self) -> ops.Rule:
+        return partial(_ghost, chunk_size=self.chunk_size, eps=self.eps)
+
+    def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        parts = _parts(x.shape[0], self.chunk_size)
+        if self.remembered()[0] is not None or parts == 1:
+            return batch_norm(self, x, mask)
+        if mask is None:
+            check_batch(self, x[: x.shape[0] // parts], None)  # the smallest chunk
+        return super().normalize(x, mask)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, chunk_size={self.chunk_size}"
+
+
+def _parts(instances: int, chunk_size: int) -> int:
+    return max(1, -(-instances // chunk_size))
+
+
+def _ghost(table: Moments, weight: Tensor, bias: Tensor, *, chunk_size: int, eps: float) -> Affine:
+    pooled = table.pool(0, _parts(table.mean.shape[0], chunk_size))
+    return standardize(pooled, eps).learned(weight, bias)

@@ -1,0 +1,97 @@
+"""What a recurrent layer with batch norm remembers: mean and variance of each time step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normwise.table import wide
+
+_NAMES = ("running_mean", "running_var")
+
+
+class StepMemory(nn.Module):
+    """Running mean and unbiased variance of each step: (steps, features), longer with each longer sequence.
+
+    The first batches that reach a step are averaged plainly, until one weighs as little as `momentum`
+    (`None`: always): late steps, which few sequences reach, do not start from an invented 0 and 1.
+    `num_batches_tracked` (steps,) counts them. The buffers stay float32 or wider.
+
+    >>> memory = StepMemory(2, momentum=0.1)
+    >>> memory.remember(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 2), 4)
+    >>> memory.rows(3)[0]        # the third step takes the statistics of the last one known
+    tensor([[1., 2.],
+            [3., 4.],
+            [3., 4.]])
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, momentum: float | None, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.num_features, self.momentum = num_features, momentum
+        kind = {"device": device, "dtype": wide(dtype or torch.get_default_dtype())}
+        self.register_buffer("running_mean", torch.zeros(1, num_features, **kind))
+        self.register_buffer("running_var", torch.ones(1, num_features, **kind))
+        self.register_buffer("num_batches_tracked", torch.zeros(1, dtype=torch.long, device=device))
+
+    @property
+    def forgotten(self) -> bool:
+        """True where someone set the buffers to None: then the batch's own statistics are used, and none kept."""
+        return self._buffers["running_mean"] is None
+
+    def rows(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance (steps, features) for evaluation."""
+        last = ((self.num_batches_tracked > 0).sum() - 1).clamp(min=0)
+        index = torch.arange(steps, device=last.device).clamp(max=last)
+        return self.running_mean[index], self.running_var[index]
+
+    @torch.no_grad()
+    def remember(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
+        """Moves on by one batch: mean and biased variance (T, F) of `count` sequences, a number or (T, 1).
+
+        A step of fewer than two sequences, or with a value that is not finite, is passed over.
+        """
+        self._grow(len(mean))
+        count = torch.as_tensor(count, device=mean.device).expand(len(mean), 1)
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        counted = (count > 1) & mean.isfinite().all(-1, True) & unbiased.isfinite().all(-1, True)
+        steps, seen = len(mean), self.num_batches_tracked
+        seen[:steps] += counted[:, 0]
+        weight = 1 / seen[:steps, None].clamp(min=1)
+        if self.momentum is not None:
+            weight = weight.clamp(min=self.momentum)
+        for name, batch in zip(_NAMES, (mean, unbiased), strict=True):
+            rows = self.get_buffer(name)[:steps]
+            rows += torch.where(counted, weight * (batch - rows), 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, momentum={self.momentum}"
+
+    def _grow(self, steps: int) -> None:
+        new = steps - len(self.running_mean)
+        if new > 0:
+            for name in _NAMES:
+                rows = self.get_buffer(name)
+                setattr(self, name, torch.cat([rows, rows[-1:].expand(new, -1)]))
+            seen = self.num_batches_tracked
+            self.num_batches_tracked = torch.cat([seen, seen.new_zeros(new)])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes as many steps as the checkpoint has."""
+        for name in (*_NAMES, "num_batches_tracked"):
+            given, mine = state_dict.get(prefix + name), self.get_buffer(name)
+            if isinstance(given, Tensor) and given.dim() == mine.dim() and given.shape[1:] == mine.shape[1:]:
+                setattr(self, name, mine.new_zeros(given.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "StepMemory":
+        before = {} if self.forgotten else {name: self.get_buffer(name) for name in _NAMES}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self.get_buffer(name)
+            if new.dtype != wide(new.dtype):
+                setattr(self, name, old.to(new.device, wide(new.dtype)))
+        return self

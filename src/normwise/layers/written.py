@@ -1,0 +1,152 @@
+"""How a norm's memory is written: once a step, under checkpoints, compilers and function transforms too."""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType, _unwrap_for_grad, is_batchedtensor, peek_interpreter_stack
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter as transform
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+
+from normwise.ops import tracing
+from normwise.table import convert
+
+
+def recomputing() -> bool:
+    """True while a checkpoint runs a forward again: that happens inside the backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def compiling() -> bool:
+    """True where only the running program will know whether it is a recomputation; an export has none."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def move(
+    mean: Tensor,
+    var: Tensor,
+    seen: Tensor,
+    skipped: Tensor | None,
+    new_mean: Tensor,
+    new_var: Tensor,
+    present: Tensor | None,
+    momentum: float | None,
+    root: float | None,
+) -> None:
+    """Moves remembered mean and variance on by one batch: `mean += momentum * (new_mean - mean)`, in place.
+
+    `momentum=None`: the plain average over all batches. Shapes (C,), or (K, C) for K memories (then
+    `seen` has shape (K,), and `present` says which of them the batch met). A batch with inf or NaN
+    leaves its memory as it is and is counted in `skipped`. With `root` (the norm's eps) it is the
+    deviation `sqrt(var + root)` that moves on, and `var` holds its square less root.
+    """
+    write(_move, torch.ops.normwise.move, mean, var, seen, skipped, new_mean, new_var, present, momentum, root)
+
+
+def merge(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int) -> None:
+    """Adds a batch's moments to a pool of shape (3, ...): mean, spread, count, in place.
+
+    The spread is the sum of variances, each times its count less `correction`; and with `between` of
+    what batches deviate from the joint mean (Chan et al., 1979). What is not finite is left out.
+    """
+    write(_merge, torch.ops.normwise.merge, pool, mean, var, count, between, correction)
+
+
+def write(function: Callable[..., None], op: Callable[..., None], *args: Any) -> None:
+    """Calls a function that writes to its first arguments; in compiled code its operator, which asks when it runs."""
+    args = tuple(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in args)
+    with torch.no_grad():
+        if compiling():
+            op(*args)
+        elif peek_interpreter_stack() is None:
+            function(*args)
+        else:
+            _under_transforms(function, args)
+
+
+def _move(
+    mean: Tensor,
+    var: Tensor,
+    seen: Tensor,
+    skipped: Tensor | None,
+    new_mean: Tensor,
+    new_var: Tensor,
+    present: Tensor | None,
+    momentum: float | None,
+    root: float | None,
+) -> None:
+    pairs = [(old, convert(new, old.dtype)) for old, new in ((mean, new_mean), (var, new_var))]
+    plain = mean.is_cpu and mean.dim() == 1 and present is None and root is None and not tracing()
+    if plain and math.isfinite(float((new_mean + new_var).sum())):
+        seen.add_(1)  # on the CPU the value may be asked for: fewer calls
+        for old, new in pairs:
+            old.lerp_(new, 1 / int(seen) if momentum is None else momentum)
+        return
+    ok = (new_mean + new_var).isfinite().all(-1)
+    taken = ok if present is None else ok & present
+    seen.add_(taken)
+    weight = momentum if momentum is not None else 1 / seen.clamp(min=1).unsqueeze(-1).to(mean.dtype)
+    for old, new in pairs:
+        if old is var and root is not None:
+            deviation = (old + root).sqrt()
+            deviation = deviation + ((new + root).sqrt() - deviation) * weight
+            old.copy_(torch.where(taken.unsqueeze(-1), deviation**2 - root, old))
+        else:
+            old.add_(torch.where(taken.unsqueeze(-1), new - old, 0) * weight)
+    if skipped is not None:
+        skipped.add_((~ok if present is None else ~ok & present).sum())
+
+
+def _merge(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int) -> None:
+    ok = (mean + var).isfinite().all(-1, keepdim=True)
+    center, spread, total = pool.unbind()
+    count = torch.where(ok, convert(count, pool.dtype), 0)
+    share = count / (total + count).clamp(min=1)
+    step = torch.where(ok, convert(mean, pool.dtype) - center, 0)
+    own = torch.where(ok, convert(var, pool.dtype), 0)
+    spread.add_(own * (count - correction).clamp(min=0))
+    if between:
+        spread.add_(step**2 * total * share)
+    center.add_(step * share)
+    total.add_(count)
+
+
+def _under_transforms(function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Steps out of torch.func.grad and the like, which forbid writes to what they do not differentiate."""
+    with ExitStack() as outside:
+        while peek_interpreter_stack() is not None and transform().key() in (TransformType.Grad, TransformType.Jvp):
+            level = transform().level()
+            args = tuple(_unwrap_for_grad(t, level) if isinstance(t, Tensor) else t for t in args)
+            outside.enter_context(temporarily_pop_interpreter_stack())
+        if any(isinstance(t, Tensor) and is_batchedtensor(t) for t in args) and not is_batchedtensor(args[0]):
+            raise RuntimeError(
+                "running statistics cannot be updated under vmap unless the buffers are mapped too: each slice "
+                "would write its own value to one place; call eval(), nw.freeze(model), or build the norm with "
+                "track_running_stats=False."
+            )
+        function(*args)
+
+
+@torch.library.custom_op("normwise::move", mutates_args=("mean", "var", "seen", "skipped"))
+def _move_op(
+    mean: Tensor,
+    var: Tensor,
+    seen: Tensor,
+    skipped: Tensor | None,
+    new_mean: Tensor,
+    new_var: Tensor,
+    present: Tensor | None,
+    momentum: float | None,
+    root: float | None,
+) -> None:
+    if not recomputing():
+        _move(mean, var, seen, skipped, new_mean, new_var, present, momentum, root)
+
+
+@torch.library.custom_op("normwise::merge", mutates_args=("pool",))
+def _merge_op(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int) -> None:
+    if not recomputing():
+        _merge(pool, mean, var, count, between, correction)

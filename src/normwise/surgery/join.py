@@ -1,0 +1,106 @@
+"""Finds in a traced forward what can be joined: a norm, the sum that alone uses it, and the activation after that."""
+
+import operator
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from normwise.kernels import Act
+from normwise.layers.normact import known_act, takes_tail
+from normwise.surgery.tape import Path, at
+
+
+class Group(NamedTuple):
+    """The nodes to be joined, from the norm on; the residual and the activation among them; and a name."""
+
+    nodes: list[fx.Node]
+    residual: fx.Node | None
+    act: Path | Act | None
+    label: str
+
+
+def group(block: nn.Module, norm: fx.Node, nodes: list[fx.Node]) -> Group | None:
+    """What can be joined with a norm; None if there is nothing, or if it would not be the same."""
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    if norm.op != "call_module" or calls[norm.target] > 1 or len(norm.args) != 1 or norm.kwargs:
+        return None
+    if not takes_tail(type(at(block, tuple(str(norm.target).split("."))))) or not norm.all_input_nodes:
+        return None
+    members, residual = [norm], None
+    user = _only_user(norm)
+    if user is not None and (residual := _added(user, norm)) is not None:
+        members.append(user)
+        user = _only_user(user)
+        user = user if user is not None and nodes.index(user) == nodes.index(members[-1]) + 1 else None
+    act, name = (None, "") if user is None else _activation(block, user)
+    if user is not None and act is not None:
+        members.append(user)
+    last = members[-1] if residual is None else members[1]
+    if len(members) == 1 or not _unmoved(norm, nodes[nodes.index(norm) + 1 : nodes.index(last)]):
+        return None
+    label = " + ".join(filter(None, (str(norm.target), "" if residual is None else "add", name)))
+    return Group(members, residual, act, label)
+
+
+def _unmoved(norm: fx.Node, between: list[fx.Node]) -> bool:
+    """The norm is computed later than it was: nothing in between may write to its input."""
+    source = norm.all_input_nodes[0]
+    return not between or (source.op == "call_module" and set(source.users) == {norm})
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _added(node: fx.Node, norm: fx.Node) -> fx.Node | None:
+    """What a sum adds to the norm's output; in place only where it is the output that is written to."""
+    kind = _SUMS.get(node.target)
+    operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    if kind is None or kind[0] != node.op or len(node.args) != 2 or len(operands) != 2 or node.kwargs:
+        return None
+    first, second = operands
+    if second is norm and first is not norm and not kind[1]:
+        return first
+    return second if first is norm and second is not norm else None
+
+
+def _activation(block: nn.Module, node: fx.Node) -> tuple[Path | Act | None, str]:
+    """The path of a module that is an activation the kernels know, or that activation of a function; and a name."""
+    if node.op == "call_module":
+        path = tuple(str(node.target).split("."))
+        module = at(block, path)
+        plain = len(node.args) == 1 and not node.kwargs and type(module) is not nn.Identity
+        return (path, str(node.target)) if plain and known_act(module) is not None else (None, "")
+    kind = _ACTS.get(node.target) if node.op != "get_attr" else None
+    if kind is None or not node.args or len(node.all_input_nodes) != 1:
+        return None, ""
+    try:
+        module = kind(*node.args[1:], **{name: v for name, v in node.kwargs.items() if name != "input"})
+    except (TypeError, ValueError):
+        return None, ""
+    return known_act(module), kind.__name__
+
+
+_SUMS: dict[Any, tuple[str, bool]] = {  # how it is called, and whether it writes to its first operand
+    operator.add: ("call_function", False),
+    torch.add: ("call_function", False),
+    operator.iadd: ("call_function", True),
+    "add": ("call_method", False),
+    "add_": ("call_method", True),
+}
+_ACTS: dict[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU,
+    F.relu_: nn.ReLU,
+    torch.relu: nn.ReLU,
+    torch.relu_: nn.ReLU,
+    "relu": nn.ReLU,
+    "relu_": nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.hardtanh: nn.Hardtanh,
+    F.leaky_relu: nn.LeakyReLU,
+    F.silu: nn.SiLU,
+    F.gelu: nn.GELU,
+}

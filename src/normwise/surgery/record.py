@@ -1,0 +1,181 @@
+"""Records the forward of a block by tracing it, and joins its norms with what follows; or says why not."""
+
+import inspect
+import random
+import sys
+import warnings
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_arg
+
+from normwise.surgery.forward import quiet
+from normwise.surgery.join import group
+from normwise.surgery.tape import Join, Slot, Step, Tape, at, looks
+
+
+class Unsafe(Exception):
+    """Why a forward cannot be replaced by recorded steps."""
+
+
+def record(block: nn.Module, forward: Any) -> Tape:
+    """The steps of `forward`, the block's method; raises Unsafe with the reason.
+
+    Traced in training and in evaluation, with and without gradients; the steps must be the same each
+    time. What the course of the forward may depend on is noted, and looked at again before each run.
+
+    >>> from normwise.layers.batch import BatchNorm2d
+    >>> block = nn.Sequential(nn.Conv2d(3, 8, 3), BatchNorm2d(8), nn.ReLU())
+    >>> [str(join) for join in record(block, nn.Sequential.forward).joins]
+    ['1 + 2']
+    """
+    _require_plain(block, forward)
+    found: list[Tape] = []
+    for training in (True, False):
+        for grad in (True, False):
+            with quiet(block), torch.set_grad_enabled(grad):
+                block.train(training)
+                found.append(_trace(block))
+    if any(each != found[0] for each in found):
+        raise Unsafe("its forward takes another course in training than in evaluation, or without gradients")
+    return found[0]
+
+
+class _Tracer(fx.Tracer):
+    """Every part is one call; modes that a recording would lose are noticed."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = _modes()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise Unsafe("its forward switches gradients, autocast or checkpointing on or off")
+        return super().create_node(*args, **kwargs)
+
+
+def _trace(block: nn.Module) -> Tape:
+    before = [(module, dict(vars(module))) for module in block.modules()]
+    drawn = _generators()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = _Tracer().trace(block)
+    except Unsafe:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:120]
+        raise Unsafe(f"its forward cannot be traced ({type(error).__name__}: {text})") from error
+    if any(_changed(vars(module), old) for module, old in before):
+        raise Unsafe("its forward changes the module")
+    if _generators() != drawn:
+        raise Unsafe("its forward draws random numbers")
+    return _tape(block, graph)
+
+
+def _tape(block: nn.Module, graph: fx.Graph) -> Tape:
+    nodes = list(graph.nodes)
+    slots: dict[fx.Node, Any] = {node: Slot(index) for index, node in enumerate(nodes)}
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    steps = {node: _step(block, node, slots) for node in nodes if node.op not in ("placeholder", "output")}
+    joined: dict[fx.Node, Join | None] = {}
+    for norm in steps:
+        found = group(block, norm, nodes)
+        if found is not None and not joined.keys() & {*found.nodes}:
+            x = slots[norm.all_input_nodes[0]].index
+            residual = None if found.residual is None else slots[found.residual].index
+            parts = tuple(steps[node] for node in found.nodes)
+            join = Join(steps[norm].target, x, residual, found.act, found.label, parts)
+            joined |= {**dict.fromkeys(found.nodes), found.nodes[-1]: join}
+    order = [each for node, step in steps.items() if (each := joined.get(node, step)) is not None]
+    output = map_arg(nodes[-1].args[0], slots.__getitem__)
+    _require_values(output)
+    return Tape(len(inputs), len(nodes), tuple(order), _loose(output), looks(block))
+
+
+def _step(block: nn.Module, node: fx.Node, slots: dict[fx.Node, Any]) -> Step:
+    args, kwargs = (_loose(map_arg(each, slots.__getitem__)) for each in (node.args, node.kwargs))
+    _require_values((args, kwargs))
+    target: Any = node.target
+    if node.op in ("call_module", "get_attr"):
+        target = tuple(str(target).split("."))
+    if node.op == "get_attr" and not _is_registered(block, target):
+        raise Unsafe("its forward uses a tensor that is neither a parameter nor a buffer")
+    return Step(node.op, target, args, kwargs, slots[node].index)
+
+
+def _require_plain(block: nn.Module, forward: Any) -> None:
+    if "forward" in vars(block):
+        raise Unsafe("it has a forward of its own on the instance")
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    if any(p.kind not in _POSITIONAL or p.default is not p.empty for p in parameters):
+        raise Unsafe("its forward has optional arguments")
+    for name, value in looks(block)[2].items():
+        if not _is_fixed(value):
+            raise Unsafe(f"its attribute {name!r} ({type(value).__name__}) may change what its forward does")
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a look at the object itself shows that nothing has changed."""
+    if isinstance(value, tuple):
+        return all(_is_fixed(each) for each in value)
+    return value is None or isinstance(value, _FIXED)
+
+
+def _require_values(value: Any) -> None:
+    """Only slots and constants: anything else would be frozen as it was while tracing."""
+    parts: list[Any] = []
+    if isinstance(value, tuple | list):
+        parts = [*value]
+    elif isinstance(value, dict):
+        parts = [*value.values()]
+    elif isinstance(value, slice):
+        parts = [value.start, value.stop, value.step]
+    elif value is not None and not isinstance(value, (Slot, *_CONSTANTS)):
+        raise Unsafe(f"its forward hands on a {type(value).__name__}, which a recording would freeze")
+    for part in parts:
+        _require_values(part)
+
+
+def _loose(value: Any) -> Any:
+    """Plain tuples, lists and dicts instead of FX's unchangeable ones."""
+    if isinstance(value, list):
+        return [_loose(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _loose(each) for key, each in value.items()}
+    return tuple(_loose(each) for each in value) if isinstance(value, tuple) else value
+
+
+def _is_registered(block: nn.Module, path: tuple[str, ...]) -> bool:
+    owner = at(block, path[:-1])
+    return isinstance(owner, nn.Module) and (path[-1] in owner._parameters or path[-1] in owner._buffers)
+
+
+def _changed(now: dict[str, Any], old: dict[str, Any]) -> bool:
+    names = [name for name in now if not name.startswith("_tensor_constant")]  # which FX itself puts there
+    return names != list(old) or any(now[name] is not value for name, value in old.items())
+
+
+def _modes() -> tuple[Any, ...]:
+    hooks = _C._autograd._top_saved_tensors_default_hooks(True)
+    autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast, hooks
+
+
+def _generators() -> tuple[Any, ...]:
+    numpy = sys.modules.get("numpy.random")
+    drawn = numpy.get_state()[1:3] if numpy else ((), 0)
+    return torch.get_rng_state().tolist(), random.getstate(), list(drawn[0]), drawn[1]
+
+
+_C: Any = torch._C
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, torch.memory_format, type(Ellipsis))
+_FIXED = (*_CONSTANTS, FunctionType, BuiltinFunctionType, type)

@@ -1,0 +1,168 @@
+"""A block's forward as recorded steps, in which each norm is joined with the residual and activation after it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from normwise.kernels import Act
+from normwise.layers.normact import fused
+
+Path = tuple[str, ...]
+Slots = list[Any]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a value stands while the tape runs."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the forward: of a module, a function or a method, or a look at a parameter."""
+
+    kind: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: int
+
+    def run(self, block: nn.Module, slots: Slots) -> None:
+        if self.kind == "get_attr":
+            slots[self.out] = at(block, self.target)
+            return
+        args, kwargs = _filled(self.args, slots), _filled(self.kwargs, slots)
+        if self.kind == "call_module":
+            slots[self.out] = at(block, self.target)(*args, **kwargs)
+        elif self.kind == "call_function":
+            slots[self.out] = self.target(*args, **kwargs)
+        else:
+            slots[self.out] = getattr(args[0], self.target)(*args[1:], **kwargs)
+
+
+@dataclass(frozen=True)
+class Join:
+    """A norm with what follows it, in one pass; step by step where hooks watch it or the kernels cannot."""
+
+    norm: Path
+    x: int
+    residual: int | None
+    act: Path | Act | None
+    label: str
+    steps: tuple[Step, ...]
+
+    def run(self, block: nn.Module, slots: Slots) -> None:
+        act = self.act if self.act is None or isinstance(self.act, Act) else at(block, self.act)
+        residual = None if self.residual is None else slots[self.residual]
+        y = fused(at(block, self.norm), slots[self.x], residual, act)
+        slots[self.steps[-1].out] = y
+        if y is None:
+            for step in self.steps:
+                step.run(block, slots)
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True)
+class Tape:
+    """The steps of a forward. It holds as long as the block looks as it did when it was recorded."""
+
+    inputs: int
+    size: int
+    steps: tuple[Step | Join, ...]
+    output: Any
+    looks: Any
+    dead: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dead", tuple(_last_used(self)))
+
+    @property
+    def joins(self) -> list[Join]:
+        return [step for step in self.steps if isinstance(step, Join)]
+
+    def fits(self, block: nn.Module, args: tuple[Any, ...]) -> bool:
+        """Whether the steps are what the forward would do with these arguments."""
+        known = len(args) == self.inputs and not any(isinstance(arg, fx.Proxy) for arg in args)
+        return known and same_looks(self.looks, looks(block))
+
+    def run(self, block: nn.Module, args: tuple[Any, ...]) -> Any:
+        slots: Slots = [*args, *[None] * (self.size - len(args))]
+        for step, dead in zip(self.steps, self.dead, strict=True):
+            step.run(block, slots)
+            for index in dead:
+                slots[index] = None
+        return _filled(self.output, slots)
+
+
+def looks(block: nn.Module) -> tuple[list[tuple[str, str]], list[str], dict[str, Any]]:
+    """What the course of a forward may depend on: names and kinds of the parts, what is None, plain attributes."""
+    parts = [(name, type(part).__qualname__) for each in containers(block) for name, part in each._modules.items()]
+    absent = [name for each in (block._parameters, block._buffers) for name, t in each.items() if t is None]
+    return parts, absent, {name: value for name, value in vars(block).items() if name not in _REGISTRIES}
+
+
+def same_looks(a: Any, b: Any) -> bool:
+    """Attributes are compared by identity, numbers and texts by value too."""
+    if a[:2] != b[:2] or a[2].keys() != b[2].keys():
+        return False
+    return all(b[2][name] is v or (type(v) in _SIMPLE and b[2][name] == v) for name, v in a[2].items())
+
+
+def containers(block: nn.Module) -> Iterator[nn.Module]:
+    """The block itself, and the lists and dicts of modules that its forward goes through by itself."""
+    yield block
+    for part in block._modules.values():
+        if isinstance(part, nn.ModuleList | nn.ModuleDict):
+            yield from containers(part)
+
+
+def at(block: nn.Module, path: Path) -> Any:
+    """The module or tensor at a path, as it is now."""
+    for name in path:
+        block = getattr(block, name)
+    return block
+
+
+_REGISTRIES = frozenset({*vars(nn.Module()), "_tape"})
+_SIMPLE = (int, float, bool, str)
+
+
+def _last_used(tape: Tape) -> Iterator[tuple[int, ...]]:
+    """After each step, the slots that no later one reads: so that memory is given back as early as ever."""
+    living, found = set(_slots(tape.output)), []
+    for step in reversed(tape.steps):
+        parts = step.steps if isinstance(step, Join) else (step,)
+        touched = {i for part in parts for i in (*_slots((part.args, part.kwargs)), part.out)}
+        found.append(tuple(touched - living))
+        living |= touched
+    yield from reversed(found)
+
+
+def _slots(value: Any) -> Iterator[int]:
+    if isinstance(value, Slot):
+        yield value.index
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _slots(each)
+    elif isinstance(value, dict):
+        yield from _slots(list(value.values()))
+    elif isinstance(value, slice):
+        yield from _slots((value.start, value.stop, value.step))
+
+
+def _filled(value: Any, slots: Slots) -> Any:
+    """The arguments, with values in place of slots."""
+    if isinstance(value, Slot):
+        return slots[value.index]
+    if isinstance(value, tuple | list):
+        return type(value)([_filled(each, slots) for each in value])
+    if isinstance(value, dict):
+        return {key: _filled(each, slots) for key, each in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_filled(each, slots) for each in (value.start, value.stop, value.step)))
+    return value

@@ -1,0 +1,147 @@
+"""What every norm promises to PyTorch's tools: saving, compiling, exporting, tracing, transforming, autocast."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from conformance import (
+    C,
+    every_norm,
+    every_norm_in_both_modes,
+    every_plane_norm,
+    every_plane_norm_in_both_modes,
+    feed,
+    gradients,
+    make,
+    run,
+    sample,
+)
+from torch import Tensor, nn
+
+from normwise.layers.spec import build
+
+
+@every_plane_norm
+def test_autocast(spec: str) -> None:
+    convolution, norm = nn.Conv2d(3, C, 3), make(spec, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = run(norm, convolution(torch.randn(4, 3, 8, 8)))
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    parameters = [*convolution.parameters(), *norm.parameters()]
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
+
+
+@every_norm
+def test_state_dict_deepcopy_and_pickle(spec: str) -> None:
+    norm, x = make(spec), sample(spec, 3, 5)
+    run(norm, x)
+    norm.eval()
+    file = io.BytesIO()
+    torch.save(norm.state_dict(), file)
+    file.seek(0)
+    loaded = build(spec, C, dtype=torch.float64, momentum=getattr(norm, "momentum", 0.1)).eval()
+    loaded.load_state_dict(torch.load(file), strict=True)
+    for other in (loaded, copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        assert torch.equal(run(other, x), run(norm, x))
+        assert repr(other) == repr(norm)
+
+
+@every_norm_in_both_modes
+def test_compile_as_one_graph(spec: str, training: bool) -> None:
+    torch._dynamo.reset()
+    norm, x = make(spec, training=training), sample(spec, 3, 5).requires_grad_()
+    twin = copy.deepcopy(norm)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    inputs = [x, *(given.detach() for given in feed(norm, x)[1:])]
+    theirs = compiled(*inputs)
+    torch.manual_seed(1)
+    ours = norm(*inputs)
+    torch.testing.assert_close(theirs, ours)
+    torch.testing.assert_close(gradients(theirs, twin, x), gradients(ours, norm, x))
+    torch.testing.assert_close(twin.state_dict(), norm.state_dict())
+
+
+@pytest.mark.parametrize("spec", ["batch", "instance", "group", "layer"])
+def test_a_plain_norm_is_one_operator(spec: str) -> None:
+    """So that exporters and folding passes know it."""
+    program = torch.export.export(make(spec, training=False), (sample(spec, 3, 5),))
+    calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert len([name for name in calls if "norm" in name]) == len(calls) == 1
+
+
+@every_norm_in_both_modes
+def test_export(spec: str, training: bool) -> None:
+    norm, x = make(spec, training=training), sample(spec, 3, 5)
+    batch, inputs = torch.export.Dim("batch", min=2), feed(norm, x)
+    program = torch.export.export(copy.deepcopy(norm), inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    other = sample(spec, 3, 5, n=9)
+    torch.testing.assert_close(program.module()(*feed(norm, other)), run(norm, other))
+
+
+@every_plane_norm_in_both_modes
+def test_fx_sees_one_node(spec: str, training: bool) -> None:
+    norm, x = make(spec, training=training), sample(spec, 3, 5)
+    inputs = feed(norm, x)
+    model = nn.Sequential(norm) if len(inputs) == 1 else Pair(norm)
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.op for node in graph.graph.nodes] == ["placeholder"] * len(inputs) + ["call_module", "output"]
+    ours = graph(*inputs)
+    torch.testing.assert_close(ours, copy.deepcopy(graph)(*feed(norm, x)))
+
+
+class Pair(nn.Module):
+    """A model of one norm that takes a second input."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        return self.norm(x, given)
+
+
+@every_plane_norm_in_both_modes
+def test_keeps_one_activation_for_the_backward_pass(spec: str, training: bool) -> None:
+    norm, x = make(spec, torch.float32, training), sample(spec, 32, 32, dtype=torch.float32).requires_grad_()
+    saved: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    inputs = feed(norm, x)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        norm(*inputs)
+    assert sum(saved.values()) <= 1.05 * x.nbytes
+
+
+@every_norm
+def test_per_sample_gradients(spec: str) -> None:
+    norm = make(spec)
+    norm.train(not list(norm.buffers()))  # running statistics are written in place: not under vmap, as in PyTorch
+    x = sample(spec, 3, 5)
+    parameters = dict(norm.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(norm, parameters, feed(norm, x[None])).square().sum()
+
+    gradient = torch.func.grad(loss, argnums=(0, 1))
+    ours, to_x = torch.func.vmap(gradient, in_dims=(None, 0))(parameters, x)
+    for n in range(len(x)):
+        own = x[n].clone().requires_grad_()
+        single = torch.autograd.grad(loss(parameters, own), [*parameters.values(), own])
+        torch.testing.assert_close([*(ours[name][n] for name in parameters), to_x[n]], list(single))
+
+
+@every_norm_in_both_modes
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, on its first jvp
+def test_forward_mode(spec: str, training: bool) -> None:
+    norm = make(spec, training=training, track_running_stats=False if training else None)
+    x, direction = sample(spec, 3, 5), sample(spec, 3, 5)
+    ours = torch.func.jvp(lambda x: run(norm, x), (x,), (direction,))[1]
+    step = 1e-6
+    ahead, behind = run(norm, x + step * direction), run(norm, x - step * direction)
+    torch.testing.assert_close(ours, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
