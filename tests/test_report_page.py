@@ -54,7 +54,7 @@ def rendered(variant: str) -> str:
 
 @cache
 def read(variant: str) -> Reader:
-    return Reader(rendered(variant).replace(page._plotly(), ""))
+    return Reader(rendered(variant).replace(page.plotly_source(), ""))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -91,7 +91,7 @@ def test_a_screen_reader_finds_its_way(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_is_loaded_from_anywhere(variant: str) -> None:
-    text = rendered(variant).replace(page._plotly(), "")
+    text = rendered(variant).replace(page.plotly_source(), "")
     assert not re.search(r"https?:|url\(|@import", text)
     addresses = [v for _, attrs, _ in read(variant).elements for k, v in attrs.items() if k in ("src", "href")]
     assert all(address and address.startswith(("#", "data:,")) for address in addresses)

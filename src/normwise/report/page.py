@@ -50,10 +50,10 @@ def render(content: dict[str, Any]) -> str:
         settings=_settings(view),
         pools=_pools(view),
         rate=plain(view.verdict.get("learning_rate")),
-        figures=_embedded({"dark": DARK, "panels": _panels(drawn)}),
-        plotly=Markup(_plotly()),
-        css=Markup(_asset("page.css")),
-        js=Markup(_asset("page.js")),
+        figures=embedded({"dark": DARK, "panels": _panels(drawn)}),
+        plotly=Markup(plotly_source()),
+        css=Markup(asset("page.css")),
+        js=Markup(asset("page.js")),
     )
 
 
@@ -101,7 +101,7 @@ def _panels(drawn: list[Figure]) -> dict[str, list[Json]]:
     return {figure.id: [panel.figure for panel in figure.panels] for figure in drawn}
 
 
-def _embedded(value: Any) -> Markup:
+def embedded(value: Any) -> Markup:
     """JSON that cannot end the script element it stands in."""
     text = json.dumps(_rounded(value), allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
@@ -118,15 +118,15 @@ def _rounded(value: Any) -> Any:
 
 def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("page.html"))
+    return environment.from_string(asset("page.html"))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return resources.files("normwise.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
-def _plotly() -> str:
+def plotly_source() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()

@@ -1,0 +1,101 @@
+"""The driver's side of a peer's process: starts it, asks it, waits no longer than told, ends it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryFile
+from threading import Thread
+from typing import IO, Any
+
+from normwise.experiment.process import SOURCE, signal_name
+
+MODULE = "normwise.bench.peer"
+START = 120.0  # seconds a process may take to import what it needs
+THREADS = tuple(f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM"))
+
+
+class PeerEnded(Exception):
+    """The process is gone; the message says why."""
+
+
+class PeerProcess:
+    """One peer, alone in its process and in its process group, so that compilers it started end with it."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        pythonpath = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
+        one_set = {variable: str(threads) for variable in THREADS}
+        others = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": pythonpath}
+        self._log: IO[bytes] = TemporaryFile()  # noqa: SIM115  (closed with the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", MODULE, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **one_set, **others},
+            start_new_session=True,
+        )
+        self._answers: SimpleQueue[str | None] = SimpleQueue()
+        Thread(target=self._listen, daemon=True).start()
+        try:
+            self.versions: dict[str, str] = self._answer(START, "start")["versions"]
+        except BaseException:
+            self.close()
+            raise
+
+    def prepare(self, cell: dict[str, Any], patience: float) -> dict[str, Any]:
+        """Lets the peer compile and check a cell; `state` in the answer says whether it can be timed."""
+        return self._ask({"cell": cell}, patience, "compile and check this cell")
+
+    def time(self, seconds: float, patience: float) -> dict[str, float]:
+        """Times the prepared cell; the lower quartile in seconds of each of its functions."""
+        return self._ask({"seconds": seconds}, patience, "take its turn")
+
+    def close(self) -> None:
+        """Ends the process and all that it started."""
+        with suppress(ProcessLookupError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            with suppress(BrokenPipeError):
+                pipe.close()  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _ask(self, order: dict[str, Any], patience: float, task: str) -> dict[str, Any]:
+        assert self._process.stdin
+        with suppress(BrokenPipeError):  # that it is dead shows when it is listened to
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+        return self._answer(patience, task)
+
+    def _answer(self, patience: float, task: str) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=patience)
+        except Empty:
+            self.close()
+            raise PeerEnded(f"took more than {patience:g} s to {task}") from None
+        if line is None:
+            raise PeerEnded(self._why())
+        return json.loads(line)
+
+    def _why(self) -> str:
+        """How the process ended, with the last line of its log."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        self._log.seek(0)
+        last = self._log.read().decode(errors="replace").strip().rpartition("\n")[2][:200]
+        self.close()
+        code = self._process.returncode
+        how = f"killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        return f"{how}: {last}" if last else how
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            self._answers.put(line.decode())
+        self._answers.put(None)
