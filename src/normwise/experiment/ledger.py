@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from normwise.errors import UsageError
-from normwise.experiment.storage import open_storage, open_study, record
+from normwise.experiment.storage import Store, open_store, open_study, record, study_name
 from normwise.experiment.trial import Result, Trial
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Ledger:
     {'judge': 0.5}
     """
 
-    def __init__(self, study: "Study", close: Callable[[], None], warnings: list[str]) -> None:
-        self._study, self._close = study, close
+    def __init__(self, study: "Study", store: Store, warnings: list[str]) -> None:
+        self._study, self._store = study, store
         self._thread = ThreadPoolExecutor(1)
         self.warnings = warnings
         self.results: dict[str, Result] = {}
@@ -56,13 +56,13 @@ class Ledger:
         Call it under the folder's `Lock`. The study in a shared storage has the name of the folder.
         """
         warnings: list[str] = []
-        storage, close = open_storage(folder, url, warnings)
+        store = open_store(folder, url, warnings)
         try:
-            study = open_study(storage, "normwise" if url is None else folder.resolve().name, higher_is_better)
+            study = open_study(store.storage, study_name(folder, url), higher_is_better)
             _check(study, fingerprint, folder)
-            return cls(study, close, warnings)
+            return cls(study, store, warnings)
         except BaseException:
-            close()
+            store.close()
             raise
 
     def add(self, key: str, result: Result) -> None:
@@ -73,16 +73,17 @@ class Ledger:
                 self._study.add_trial(record(key, result))
                 self.results[key] = result
 
-        self._do(write)
+        self._insist(write)
 
     def add_plan(self, plan: dict[str, Any]) -> None:
-        """Records a plan (anything that JSON can hold) after those before it."""
+        """Records a plan (anything that JSON can hold) after those before it, unless it is known."""
 
         def write() -> None:
-            self._study.set_user_attr(f"plan {len(self.plans):05}", plan)
-            self.plans.append(plan)
+            if plan not in self.plans:
+                self._study.set_user_attr(f"plan {len(self.plans):05}", plan)
+                self.plans.append(plan)
 
-        self._do(write)
+        self._insist(write)
 
     def ingest(self, folder: Path, key: Callable[[Trial], str] | None = None) -> int:
         """Adds what workers handed over and no driver recorded; returns how many that were.
@@ -106,9 +107,10 @@ class Ledger:
 
     def close(self) -> None:
         """Lets go of the storage."""
-        self._do(self._close)
+        self._store.leave()
+        self._do(self._store.release)
         self._thread.shutdown()
-        self._close()
+        self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -122,12 +124,16 @@ class Ledger:
         """Does it in a thread of its own: Ctrl-C ends the waiting here, never the writing there."""
         self._thread.submit(step).result()
 
+    def _insist(self, step: Callable[[], None]) -> None:
+        # what was written before an answer got lost must not be written again
+        self._do(lambda: self._store.insist(step, self._load))
+
     def _load(self) -> None:
         for trial in self._study.get_trials(deepcopy=False):
             if key := trial.user_attrs.get("key"):
                 self.results.setdefault(key, Result.from_json(trial.user_attrs["result"]))
         attributes = self._study.user_attrs
-        self.plans += [attributes[name] for name in sorted(attributes) if name.startswith("plan ")]
+        self.plans = [attributes[name] for name in sorted(attributes) if name.startswith("plan ")]
 
 
 class Lock:

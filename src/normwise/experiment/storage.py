@@ -3,14 +3,14 @@
 Optuna is imported where it is used: it takes a third of a second, and workers need none of it.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from normwise.errors import UsageError
+from normwise.experiment.database import Database
 from normwise.experiment.trial import Result
 
 if TYPE_CHECKING:
@@ -22,11 +22,40 @@ LARGEST_INTEGER = 2**53  # a database keeps parameters as doubles
 LEAST_RATE, LARGEST_RATE = 1e-30, 1e30
 
 
-def open_storage(folder: Path, url: str | None, warnings: list[str]) -> tuple["BaseStorage", Callable[[], None]]:
-    """The journal in the folder or the storage at an Optuna URL, and how to close it."""
+class Store(Protocol):
+    """What a ledger needs of the place where its study is kept."""
+
+    @property
+    def storage(self) -> "BaseStorage": ...
+
+    def insist(self, step: Callable[[], None], again: Callable[[], None]) -> None:
+        """Does a step that writes; after an interruption calls `again` first, then repeats it."""
+
+    def leave(self) -> None:
+        """Ends any waiting in `insist`."""
+
+    def release(self) -> None:
+        """Gives back what the calling thread holds."""
+
+    def close(self) -> None:
+        """Lets go of the storage."""
+
+
+def open_store(folder: Path, url: str | None, warnings: list[str]) -> Store:
+    """The journal in the folder or the storage at an Optuna URL."""
     if url is None:
-        return _open_journal(folder / "journal.log", warnings), lambda: None
-    return _open_database(url)
+        return Journal(folder / "journal.log", warnings)
+    with _silence():
+        return Database(url, study_name(folder, url))
+
+
+def study_name(folder: Path, url: str | None) -> str:
+    """The study's name in a storage: a shared one tells experiments apart by the name of the folder.
+
+    >>> study_name(Path("runs/a"), None), study_name(Path("runs/a"), "sqlite:///team.db")
+    ('normwise', 'a')
+    """
+    return "normwise" if url is None else folder.resolve().name
 
 
 def open_study(storage: "BaseStorage", name: str, higher_is_better: bool) -> "Study":
@@ -78,19 +107,34 @@ def record(key: str, result: Result) -> "FrozenTrial":
     return frozen
 
 
-def _open_journal(path: Path, warnings: list[str]) -> "BaseStorage":
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+class Journal:
+    """The journal file of a run's folder; writing it needs no patience."""
 
-    _mend(path, warnings)
-    backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
-    try:
-        return JournalStorage(backend)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UsageError(
-            f"{path} must be a journal of Optuna, but reading it failed ({type(error).__name__}: {error}); "
-            "bring back a copy of it, or take another --out"
-        ) from error
+    def __init__(self, path: Path, warnings: list[str]) -> None:
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        _mend(path, warnings)
+        backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
+        try:
+            self.storage = JournalStorage(backend)
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise UsageError(
+                f"{path} must be a journal of Optuna, but reading it failed ({type(error).__name__}: {error}); "
+                "bring back a copy of it, or take another --out"
+            ) from error
+
+    def insist(self, step: Callable[[], None], again: Callable[[], None]) -> None:
+        step()
+
+    def leave(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _mend(path: Path, warnings: list[str]) -> None:
@@ -105,26 +149,6 @@ def _mend(path: Path, warnings: list[str]) -> None:
         with path.open("r+b") as file:
             file.truncate(whole)
         warnings.append(f"{path} ended in the middle of a line: {len(content) - whole} bytes were cut off")
-
-
-def _open_database(url: str) -> tuple["BaseStorage", Callable[[], None]]:
-    from optuna.storages import RDBStorage
-
-    try:
-        with _silence():
-            storage = RDBStorage(url)
-    except Exception as error:
-        shown = re.sub(r"//([^:/@]*):[^@]*@", r"//\1:...@", url)
-        raise UsageError(
-            f"the ledger must be the URL of a database, such as sqlite:///runs.db, got {shown} "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
-
-    def close() -> None:
-        storage.remove_session()
-        storage.engine.dispose()
-
-    return storage, close
 
 
 @contextmanager
