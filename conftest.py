@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+collect_ignore = ["tests/peers.py"]  # runs in another Python, beside Keras and Flax
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
