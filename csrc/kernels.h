@@ -66,7 +66,7 @@ template <class A, template <class> class F, bool has_extra> struct Gate {
 
 constexpr int64_t kRun = 8192;   // values of a plane summed in float32 before float64 takes over
 constexpr int64_t kRows = 256;   // the same for rows
-constexpr int64_t kStrip = 512;  // channels whose sums stay on the stack
+constexpr int kBlock = kBytes == 64 ? 8 : 4;  // vectors of a row whose moments stay in registers
 
 template <class A, class F> inline void sweep(int64_t n, F f) {
   int64_t i = 0;
