@@ -28,7 +28,7 @@ SHAPES = [
     (32, 512, 7, 7), (2, 32, 48, 48, 48), (4, 16, 8, 8), (2, 32, 16, 16),
 ]  # fmt: skip
 NORMS = ["instance", "group", "batch", "batch+relu+residual"]
-SLICE = 0.1  # seconds a peer measures before the next one has its turn
+SLICE = 0.02  # seconds a peer measures before the next one has its turn
 
 
 def eager(norm: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peers", nargs="+", default=["normwise", "eager"])
     parser.add_argument("--norms", nargs="+", default=NORMS)
     parser.add_argument("--cells", default="")

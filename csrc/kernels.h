@@ -156,10 +156,11 @@ void plane_scale_shift(const Job<T>& job, const Tile& t) {
     const T* x = job.x.at(t.n, c, t.s0);
     const T* extra = has_extra ? job.extra.at(t.n, c, t.s0) : nullptr;
     T* out = job.out.at(t.n, c, t.s0);
+    const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
       Vec<A> p = (load(x + s, lanes) - center) * scale + shift;
       if constexpr (has_extra) p += load(extra + s, lanes);
-      store(out + s, act(p), lanes);
+      put(out + s, act(p), lanes);
     });
   }
 }
@@ -203,12 +204,13 @@ void plane_apply_grad(const Job<T>& job, const Tile& t) {
     const T* extra = has_extra ? job.extra.at(t.n, c, t.s0) : nullptr;
     T* extra_grad = has_extra ? job.extra_grad.at(t.n, c, t.s0) : nullptr;
     T* out = job.out.at(t.n, c, t.s0);
+    const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
       const Vec<A> d = load(x + s, lanes) - center;
       const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
       const Vec<A> v = gate(load(g + s, lanes), d, scale, shift, e);
       if constexpr (has_extra) store(extra_grad + s, v, lanes);
-      store(out + s, v * scale + (d * slope + offset), lanes);
+      put(out + s, v * scale + (d * slope + offset), lanes);
     });
   }
 }

@@ -128,6 +128,7 @@ Tensor scale_shift(const Tensor& given, const Tensor& scale, const Tensor& shift
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     Job<T> job;
+    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
     job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out);
     if (extra) job.extra = batch.grid<const T>(*extra);
     job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
@@ -176,6 +177,7 @@ std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, cons
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     Job<T> job;
+    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
     job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.out = batch.grid<T>(out);
     if (more) job.extra = batch.grid<const T>(*more), job.extra_grad = batch.grid<T>(extra_grad);
     job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
@@ -216,6 +218,7 @@ std::tuple<Tensor, Tensor, Tensor> norm(const Tensor& given, const Optional& wei
       return;
     }
     Job<T> job;
+    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
     Shape shape = batch.shape;
     job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out), job.act = activation(act, low, high);
     if (extra) job.extra = batch.grid<const T>(*extra);
@@ -252,6 +255,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
       return;
     }
     Job<T> job;
+    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
     Shape shape = batch.shape;
     job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.act = activation(act, low, high);
     if (input) job.out = batch.grid<T>(out);

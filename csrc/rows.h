@@ -162,12 +162,13 @@ void narrow_scale_shift(const Job<T>& job, const Tile& t) {
   in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
     const Bundle<size, const T> x(job.x, t.n, t.c0, s), extra(job.extra, t.n, t.c0, s);
     const Bundle<size, T> out(job.out, t.n, t.c0, s);
+    const Out<T> put(job.stream, out.row[0], job.out.by.s);
     sweep<A>(width, [&](int64_t c, auto lanes) {
       const Vec<A> m = load(center + c, lanes), a = load(scale + c, lanes), b = load(shift + c, lanes);
       for (int r = 0; r < size; ++r) {
         Vec<A> p = (load(x.row[r] + c, lanes) - m) * a + b;
         if constexpr (has_extra) p += load(extra.row[r] + c, lanes);
-        store(out.row[r] + c, act(p), lanes);
+        put(out.row[r] + c, act(p), lanes);
       }
     });
   });
@@ -239,6 +240,7 @@ void narrow_apply_grad(const Job<T>& job, const Tile& t) {
   in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
     const Bundle<size, const T> g(job.g, t.n, t.c0, s), x(job.x, t.n, t.c0, s), extra(job.extra, t.n, t.c0, s);
     const Bundle<size, T> out(job.out, t.n, t.c0, s), extra_grad(job.extra_grad, t.n, t.c0, s);
+    const Out<T> put(job.stream, out.row[0], job.out.by.s);
     sweep<A>(width, [&](int64_t c, auto lanes) {
       const Vec<A> center = load(centers + c, lanes), scale = load(scales + c, lanes);
       const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
@@ -248,7 +250,7 @@ void narrow_apply_grad(const Job<T>& job, const Tile& t) {
         const Vec<A> e = has_extra ? load(extra.row[r] + c, lanes) : Vec<A>{};
         const Vec<A> v = gate(load(g.row[r] + c, lanes), d, scale, shift, e);
         if constexpr (has_extra) store(extra_grad.row[r] + c, v, lanes);
-        store(out.row[r] + c, v * scale + (d * slope + offset), lanes);
+        put(out.row[r] + c, v * scale + (d * slope + offset), lanes);
       }
     });
   });

@@ -148,6 +148,26 @@ template <class T> inline void store(T* p, VecFor<T> v, int n) {
 #endif
 }
 
+// Stores whole vectors past the cache: what is written is not needed soon, and need not be read first. Only where
+// all addresses are multiples of the vector's size.
+template <class T> struct Out {
+  bool past;
+  Out(bool wanted, const T* first, int64_t step) : past(wanted && aligned(reinterpret_cast<intptr_t>(first)) && aligned(step * int64_t(sizeof(T)))) {}
+  static bool aligned(int64_t bytes) { return VECTOR_BYTES > 16 && bytes % int64_t(sizeof(Raw<T>)) == 0; }
+  void operator()(T* p, VecFor<T> v, int n) const { store(p, v, n); }
+  void operator()(T* p, VecFor<T> v, Full) const {
+#if VECTOR_BYTES > 16
+    const Raw<T> raw = to_stored<T>(v);
+    if (!past) __builtin_memcpy(p, &raw, sizeof raw);
+    else if constexpr (sizeof raw == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits<__m512i>(raw));
+    else if constexpr (sizeof raw == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits<__m256i>(raw));
+    else _mm_stream_si128(reinterpret_cast<__m128i*>(p), bits<__m128i>(raw));
+#else
+    store(p, v);
+#endif
+  }
+};
+
 template <class A, int bytes = kBytes> inline A sum(typename Lanes<A, bytes>::type v) {
   if constexpr (bytes == sizeof(A)) {
     return v[0];
