@@ -78,9 +78,10 @@ std::tuple<Tensor, Tensor> moments(const Tensor& given) {
     const int64_t size = shape.n * shape.c;
     const auto sums = numbers<double>(2 * size);
     if (shape.s > 0) Whole<T>(job, shape).moments(sums.get(), sums.get() + size);
+    A *m = pointer<A>(mean), *v = pointer<A>(var);
     for (int64_t i = 0; i < size; ++i) {
-      pointer<A>(mean)[i] = shape.s ? A(sums[i]) : A(NAN);
-      pointer<A>(var)[i] = shape.s ? A(sums[size + i] / double(shape.s)) : A(NAN);
+      m[i] = shape.s ? A(sums[i]) : A(NAN);
+      v[i] = shape.s ? A(sums[size + i] / double(shape.s)) : A(NAN);
     }
   });
   return {mean, var};
@@ -159,7 +160,8 @@ std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, con
     const auto both = numbers<double>(2 * size);
     std::fill_n(both.get(), 2 * size, 0.0);
     if (given.numel()) Whole<T>(job, shape).reduce_grad(both.get(), both.get() + size);
-    for (int64_t i = 0; i < size; ++i) pointer<A>(sums)[i] = A(both[i]), pointer<A>(products)[i] = A(both[size + i]);
+    std::copy_n(both.get(), size, pointer<A>(sums));
+    std::copy_n(both.get() + size, size, pointer<A>(products));
   });
   return {sums, products};
 }

@@ -29,13 +29,13 @@ template <class A> std::unique_ptr<A[]> numbers(int64_t count) { return std::uni
 
 // Moments of equally large sets from the moments of each: the law of total variance.
 struct Moments { double mean, deviations; };
-inline Moments pooled(const double* mean, const double* deviations, int64_t step, int64_t count, double size) {
+inline Moments pooled(const double* mean, const double* deviations, int64_t count, double size) {
   Moments all{0, 0};
-  for (int64_t i = 0; i < count; ++i) all.mean += mean[i * step];
+  for (int64_t i = 0; i < count; ++i) all.mean += mean[i];
   all.mean /= double(count);
   for (int64_t i = 0; i < count; ++i) {
-    const double delta = mean[i * step] - all.mean;
-    all.deviations += deviations[i * step] + (count > 1 ? delta * delta * size : 0);
+    const double delta = mean[i] - all.mean;
+    all.deviations += deviations[i] + delta * delta * size;
   }
   return all;
 }

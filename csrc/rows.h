@@ -122,12 +122,7 @@ inline void column_moments(const T* x, int64_t step, int64_t rows, int64_t befor
     store(k + v * w, shift[v]);
     store(sum + v * w, over<places>(sums[v])), store(square + v * w, over<places>(squares[v]));
   }
-  const double inverse = 1.0 / rows, share = double(rows) / double(before + rows), weight = share * before;
-  for (int64_t c = 0; c < columns; ++c) {
-    const double s = sum[c], d = square[c] - s * s * inverse, delta = k[c] + s * inverse - mean[c];
-    mean[c] += delta * share;
-    deviations[c] += (d < 0 ? 0 : d) + delta * delta * weight;
-  }
+  merge(columns, k, sum, square, rows, before, mean, deviations);
 }
 
 template <class T> void narrow_moments(const Job<T>& job, const Tile& t, double* mean, double* deviations) {

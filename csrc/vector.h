@@ -178,6 +178,34 @@ template <class A, int bytes = kBytes> inline A sum(typename Lanes<A, bytes>::ty
   }
 }
 
+// Lane i of the result is lane from[i] of v.
+template <class V, class I> inline V exchange(V v, I from) {
+#if defined(__clang__)
+  V moved;
+  for (size_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) moved[i] = v[from[i]];
+  return moved;
+#else
+  return __builtin_shuffle(v, from);
+#endif
+}
+
+// Lane i of the result is the sum of all lanes of v[i]; v is used up. Halves of two vectors are exchanged and added.
+template <class A> inline Vec<A> lane_by_lane(Vec<A> (&v)[kWidth<A>]) {
+  using Int = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  Vec<Int> lane;
+  for (int i = 0; i < kWidth<A>; ++i) lane[i] = i;
+#pragma GCC unroll 8
+  for (int half = kWidth<A> / 2; half >= 1; half /= 2) {
+    const auto upper = (lane & Int(half)) != 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      const Vec<A> kept = upper ? v[i + half] : v[i], given = upper ? v[i] : v[i + half];
+      v[i] = kept + exchange(given, lane ^ Int(half));
+    }
+  }
+  return v[0];
+}
+
 // exp to about one unit in the last place (Cephes); a NaN stays one.
 inline Vec<float> exp(Vec<float> x) {
   x = x < -87.3f ? splat(-87.3f) : (x > 88.3f ? splat(88.3f) : x);
