@@ -23,8 +23,8 @@ template <class T> class Norm {
         merged(!pool.batch && (unit == 1 || (!shape.rows && job.x.by.c == shape.s))), whole(job, shape),
         groups(job), grouped(groups, merged ? Shape{shape.n, pool.groups, unit * shape.s, shape.rows} : shape),
         coefficients(numbers<A>(5 * (pool.batch ? 1 : shape.n) * shape.c)),
-        sums(numbers<double>((2 * shape.n + 2) * shape.c)),
-        rstd(numbers<double>(pool.batch ? shape.c : shape.n * pool.groups)) {
+        statistics(pool.batch ? shape.c : shape.n * pool.groups),
+        sums(numbers<double>((2 * shape.n + 2) * shape.c + 3 * statistics)) {
     A* table = coefficients.get();
     const int64_t size = (pool.batch ? 1 : shape.n) * shape.c;
     center = table, scale = table + size, shift = table + 2 * size, slope = table + 3 * size;
@@ -33,10 +33,13 @@ template <class T> class Norm {
     if (merged) groups.x.by.c *= unit;  // a group of planes without gaps is one plane
     count = double(shape.s) * double(unit) * double(pool.batch ? shape.n : 1);
     first = sums.get(), second = first + shape.n * shape.c, total = second + shape.n * shape.c;
+    rstd = total + 2 * shape.c, center_of = rstd + statistics, deviations_of = center_of + statistics;
+    if (pool.batch) center_of = total, deviations_of = total + shape.c;
   }
 
   // Writes the moments it finds.
   void forward(A* mean, A* var) {
+    if (merged) center_of = first, deviations_of = second;
     by_regions(
         whole, pool, 2,
         [&](const Region& r) {
@@ -64,6 +67,7 @@ template <class T> class Norm {
         [&](const Region& r) {
           set_given(r, mean, var);
           whole.reduce_grad(r, first, second);
+          if (pool.batch) set_totals(r);
           if (!input) return;
           set_backward(r, fixed);
           whole.apply_grad(r);
@@ -71,6 +75,7 @@ template <class T> class Norm {
         [&] {
           set_given(everything(), mean, var);
           whole.reduce_grad(first, second);
+          if (pool.batch) set_totals(everything());
           if (!input) return;
           set_backward(everything(), fixed);
           whole.apply_grad();
@@ -81,14 +86,11 @@ template <class T> class Norm {
  private:
   Region everything() const { return {0, shape.n, 0, shape.c}; }
 
-  // f(statistic, its instance (0 for batch), its first channel)
-  template <class F> void each_statistic(const Region& r, F f) const {
-    if (pool.batch) {
-      for (int64_t c = r.c0; c < r.c1; ++c) f(c, 0, c);
-      return;
-    }
+  // f(first and last statistic, its first channel, the place of that in the coefficients): instance by instance
+  template <class F> void each_row(const Region& r, F f) const {
+    if (pool.batch) return f(r.c0, r.c1, r.c0, r.c0);
     for (int64_t n = r.n0; n < r.n1; ++n)
-      for (int64_t c = r.c0, k = n * pool.groups + c / unit; c < r.c1; c += unit, ++k) f(k, n, c);
+      f(n * pool.groups + r.c0 / unit, n * pool.groups + r.c1 / unit, r.c0, n * shape.c + r.c0);
   }
 
   // Row by row, because that is how the table lies in memory.
@@ -98,10 +100,9 @@ template <class T> class Norm {
       for (int64_t c = r.c0; c < r.c1; ++c) to[c] += f(n * shape.c + c, c);
   }
 
-  Moments moments_of(int64_t k, int64_t n, int64_t c) const {
-    if (pool.batch) return {total[c], total[shape.c + c]};
-    if (merged) return {first[k], second[k]};
-    return pooled(first + n * shape.c + c, second + n * shape.c + c, unit, double(shape.s));
+  void set_totals(const Region& r) const {
+    add_rows(r, total, [&](int64_t at, int64_t) { return first[at]; });
+    add_rows(r, total + shape.c, [&](int64_t at, int64_t) { return second[at]; });
   }
 
   void set_forward(const Region& r, A* mean, A* var) {
@@ -113,53 +114,79 @@ template <class T> class Norm {
         return second[at] + delta * delta * size;
       });
     }
-    each_statistic(r, [&](int64_t k, int64_t n, int64_t c) {
-      const Moments all = moments_of(k, n, c);
-      const double variance = all.deviations / count;
-      mean[k] = A(all.mean), var[k] = A(variance);
-      set_affine(k, n, c, all.mean, variance);
+    each_row(r, [&](int64_t k, int64_t end, int64_t c, int64_t at) {
+      for (int64_t i = k; i < end && !pool.batch && !merged; ++i) {
+        const int64_t place = at + (i - k) * unit;
+        const Moments all = pooled(first + place, second + place, unit, double(shape.s));
+        center_of[i] = all.mean, deviations_of[i] = all.deviations;
+      }
+      for (int64_t i = k; i < end; ++i) {
+        const double variance = deviations_of[i] / count;
+        mean[i] = A(center_of[i]), var[i] = A(variance), rstd[i] = 1 / std::sqrt(variance + affine.eps);
+      }
+      set_affine(k, end, c, at);
     });
   }
 
   void set_given(const Region& r, const A* mean, const A* var) {
-    each_statistic(r, [&](int64_t k, int64_t n, int64_t c) { set_affine(k, n, c, mean[k], var[k]); });
+    each_row(r, [&](int64_t k, int64_t end, int64_t c, int64_t at) {
+      for (int64_t i = k; i < end; ++i) center_of[i] = mean[i], rstd[i] = 1 / std::sqrt(double(var[i]) + affine.eps);
+      set_affine(k, end, c, at);
+    });
   }
 
-  void set_affine(int64_t k, int64_t n, int64_t c0, double mean, double var) {
-    const A near = A(mean);
-    const double lost = std::isfinite(mean) ? near - mean : 0;  // what rounding takes from the mean the shift gives
-    rstd[k] = 1 / std::sqrt(var + affine.eps);
-    for (int64_t c = c0, at = n * shape.c + c0; c < c0 + unit; ++c, ++at) {
-      const double factor = affine.scale(c) * rstd[k];
-      center[at] = near, scale[at] = A(factor), shift[at] = A(affine.shift(c) + lost * factor);
-    }
+  void set_affine(int64_t k, int64_t end, int64_t c0, int64_t at0) {
+    each_channel(k, end, [&](int64_t i, int64_t channel) {
+      const int64_t c = c0 + channel, at = at0 + channel;
+      const double factor = affine.scale(c) * rstd[i], lost = A(center_of[i]) - center_of[i];
+      center[at] = A(center_of[i]), scale[at] = A(factor);
+      shift[at] = A(affine.shift(c) + (lost == lost ? lost * factor : 0));  // what rounding took from the mean
+    });
+  }
+
+  // f(statistic, channel counted from the first statistic's)
+  template <class F> void each_channel(int64_t k, int64_t end, F f) const {
+    if (unit == 1)
+      for (int64_t i = k; i < end; ++i) f(i, i - k);
+    else
+      for (int64_t i = k, c = 0; i < end; ++i)
+        for (const int64_t next = c + unit; c < next; ++c) f(i, c);
   }
 
   void set_backward(const Region& r, bool fixed) {
-    if (pool.batch) {
-      add_rows(r, total, [&](int64_t at, int64_t c) { return first[at] * affine.scale(c); });
-      add_rows(r, total + shape.c, [&](int64_t at, int64_t c) { return second[at] * affine.scale(c); });
-    }
-    each_statistic(r, [&](int64_t k, int64_t n, int64_t c0) {
-      const int64_t begin = n * shape.c + c0;
-      double sum = pool.batch ? total[c0] : 0, product = pool.batch ? total[shape.c + c0] : 0;
-      for (int64_t i = 0; i < unit && !pool.batch; ++i) {
-        sum += first[begin + i] * affine.scale(c0 + i);
-        product += second[begin + i] * affine.scale(c0 + i);
-      }
-      const double share = fixed ? 0 : rstd[k] / count;
-      std::fill_n(slope + begin, unit, fixed ? 0 : A(-product * share * rstd[k] * rstd[k]));
-      std::fill_n(offset + begin, unit, fixed ? 0 : A(-sum * share));
+    const double *s = pool.batch ? total : first, *p = pool.batch ? total + shape.c : second;
+    each_row(r, [&](int64_t k, int64_t end, int64_t c0, int64_t at0) {
+      if (fixed) std::fill_n(slope + at0, (end - k) * unit, A(0)), std::fill_n(offset + at0, (end - k) * unit, A(0));
+      else if (unit == 1)
+        for (int64_t i = k, c = c0, at = at0; i < end; ++i, ++c, ++at)
+          set_slope(i, at, 1, s[at] * affine.scale(c), p[at] * affine.scale(c));
+      else
+        for (int64_t i = k, c = c0, at = at0; i < end; ++i, c += unit, at += unit) {
+          double sum = 0, product = 0;
+          for (int64_t u = 0; u < unit; ++u)
+            sum += s[at + u] * affine.scale(c + u), product += p[at + u] * affine.scale(c + u);
+          set_slope(i, at, unit, sum, product);
+        }
     });
+  }
+
+  void set_slope(int64_t k, int64_t at, int64_t channels, double sum, double product) {
+    const double share = rstd[k] / count;
+    const A steep = A(-product * share * rstd[k] * rstd[k]), level = A(-sum * share);
+    for (int64_t c = 0; c < channels; ++c) slope[at + c] = steep, offset[at + c] = level;
   }
 
   void set_affine_grads(A* weight_grad, A* bias_grad) {
     double* weight = total + shape.c;
-    add_rows(everything(), total, [&](int64_t at, int64_t) { return first[at]; });
-    std::fill_n(weight, shape.c, 0.0);
-    for (int64_t n = 0; n < shape.n; ++n)
-      for (int64_t c = 0, k = pool.batch ? 0 : n * pool.groups; c < shape.c; ++k)
-        for (const int64_t end = c + unit; c < end; ++c) weight[c] += second[n * shape.c + c] * rstd[k];
+    if (pool.batch) {
+      for (int64_t c = 0; c < shape.c; ++c) weight[c] *= rstd[c];
+    } else {
+      add_rows(everything(), total, [&](int64_t at, int64_t) { return first[at]; });
+      std::fill_n(weight, shape.c, 0.0);
+      each_row(everything(), [&](int64_t k, int64_t end, int64_t, int64_t at) {
+        each_channel(k, end, [&](int64_t i, int64_t c) { weight[c] += second[at + c] * rstd[i]; });
+      });
+    }
     std::copy_n(total, shape.c, bias_grad);
     std::copy_n(weight, shape.c, weight_grad);
   }
@@ -173,9 +200,13 @@ template <class T> class Norm {
   Job<T> groups;  // the job with every group as one plane
   Whole<T> grouped;
   std::unique_ptr<A[]> coefficients;
-  std::unique_ptr<double[]> sums, rstd;
+  const int64_t statistics;
+  std::unique_ptr<double[]> sums;
   A *center, *scale, *shift, *slope, *offset;
-  double *first, *second, *total, count;  // tables of N x C: means and deviations, or sums and products; pools of them
+  double count;
+  double *first, *second;  // N x C: means and deviations, or sums and products
+  double* total;           // 2 x C: these of the whole batch
+  double *rstd, *center_of, *deviations_of;  // one of each per statistic
 };
 
 }  // namespace normwise

@@ -62,6 +62,14 @@ Activation activation(int64_t kind, double low, double high) {
   return {static_cast<Act>(kind), low, high};
 }
 
+// What the backward is given besides g and x; without an activation there are no kernels that would read it.
+Optional as_extra(const Optional& extra, const Batch& batch, int64_t act) {
+  if (!extra) return extra;
+  STD_TORCH_CHECK(act != int64_t(Act::none), "normwise: extra needs an activation; without one the gradient of the "
+                  "residual is the gradient of the output, so leave extra out");
+  return batch.matching(*extra, "extra");
+}
+
 // --- the four kernels on tables of N x C or 1 x C ---
 
 std::tuple<Tensor, Tensor> moments(const Tensor& given) {
@@ -146,7 +154,7 @@ std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, con
   const Shape& shape = batch.shape;
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
   const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  const Optional more = as_extra(extra, batch, act);
   Tensor sums = table_like(given, {shape.n, shape.c}, table_dtype(given));
   Tensor products = table_like(given, {shape.n, shape.c}, table_dtype(given));
   dispatch(given.scalar_type(), [&](auto type) {
@@ -173,7 +181,7 @@ std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, cons
   const Batch batch(given);
   const Tables tables(batch, {center, scale, shift, slope, offset}, {0, 1, 0, 0, 0});
   const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  const Optional more = as_extra(extra, batch, act);
   Tensor out = batch.like(), extra_grad = extra ? batch.like() : table_like(given, {0}, given.scalar_type());
   if (given.numel() == 0) return {out, extra_grad};
   dispatch(given.scalar_type(), [&](auto type) {
@@ -243,7 +251,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
   const Optional w = as_table(weight, given, channels, "weight"), b = as_table(bias, given, channels, "bias");
   const Optional m = as_table(mean, given, size, "mean"), v = as_table(var, given, size, "var");
   const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  const Optional more = as_extra(extra, batch, act);
   Tensor out = input ? batch.like() : table_like(given, {0}, given.scalar_type());
   Tensor extra_grad = input && extra ? batch.like() : table_like(given, {0}, given.scalar_type());
   Tensor weight_grad = table_like(given, {channels}, table_dtype(given));
