@@ -152,7 +152,8 @@ template <class T> inline void store(T* p, VecFor<T> v, int n) {
 // all addresses are multiples of the vector's size.
 template <class T> struct Out {
   bool past;
-  Out(bool wanted, const T* first, int64_t step) : past(wanted && aligned(reinterpret_cast<intptr_t>(first)) && aligned(step * int64_t(sizeof(T)))) {}
+  Out(bool wanted, const T* first, int64_t step)
+      : past(wanted && aligned(reinterpret_cast<intptr_t>(first)) && aligned(step * int64_t(sizeof(T)))) {}
   static bool aligned(int64_t bytes) { return VECTOR_BYTES > 16 && bytes % int64_t(sizeof(Raw<T>)) == 0; }
   void operator()(T* p, VecFor<T> v, int n) const { store(p, v, n); }
   void operator()(T* p, VecFor<T> v, Full) const {
