@@ -1,13 +1,19 @@
 """Times the native kernels beside PyTorch: one process per peer, taking turns; multiples of x.clone().
 
-    python benchmarks/kernels.py [--threads 2] [--dtype float32] [--rounds 5] [--peers normwise eager compile]
+    python benchmarks/kernels.py [--threads 2] [--dtype float32] [--rounds 3] [--peers normwise eager compile]
+                                 [--cells REGEX]   only cells whose line begins so, e.g. "8x32.* last .*group"
 
-Each cell is the lower quartile over all rounds of its own peer's process, divided by that of x.clone() in the
-same process. `f` is the forward alone, `f+b` forward and backward with weight, bias and a given gradient.
+Peers: `normwise` (the raw operators), `public` (nw.functional and autograd), `eager`, `compile`; an address behind
+@, as in `normwise@/other/src`, takes another build. Each cell is the lower quartile over all rounds of its own peer's
+process, divided by that of x.clone() in the same process (its milliseconds stand first; `warm` is a copy into memory
+that was used before). `f` is the forward alone, `f+b` forward and backward with weight, bias and a given gradient.
 """
 
 import argparse
+import itertools
 import json
+import math
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +28,7 @@ SHAPES = [
     (32, 512, 7, 7), (2, 32, 48, 48, 48), (4, 16, 8, 8), (2, 32, 16, 16),
 ]  # fmt: skip
 NORMS = ["instance", "group", "batch", "batch+relu+residual"]
-SLICE = 0.15  # seconds a peer measures before the next one has its turn
+SLICE = 0.02  # seconds a peer measures before the next one has its turn
 
 
 def eager(norm: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
@@ -35,11 +41,23 @@ def eager(norm: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) 
     return y if norm == "batch" else F.relu(y + residual)
 
 
+def public(norm: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """What a user of normwise writes."""
+    from normwise import functional
+
+    if norm == "instance":
+        return functional.instance_norm(x, None, None, weight, bias)
+    if norm == "group":
+        return functional.group_norm(x, 8, weight, bias)
+    y = functional.batch_norm(x, None, None, weight, bias, training=True)
+    return y if norm == "batch" else F.relu(y + residual)
+
+
 def forward_and_backward(peer: str, norm: str, args: tuple[Tensor, ...], g: Tensor) -> tuple[Callable, Callable]:
     """Two functions to time: the forward without gradients, and forward with backward."""
     if peer == "normwise":
         return _ours(norm, args, g)
-    run = torch.compile(eager, dynamic=False) if peer == "compile" else eager
+    run = {"compile": torch.compile(eager, dynamic=False), "public": public}.get(peer, eager)
     leaves = [t.clone().requires_grad_() for t in args]
 
     def forward() -> Tensor:
@@ -97,7 +115,8 @@ def _build(cell: dict, peer: str) -> dict[str, Callable]:
     x, g, residual = (_laid_out(torch.randn(shape, dtype=dtype), cell["layout"]) for _ in range(3))
     weight, bias = torch.rand(shape[1], dtype=dtype) + 0.5, torch.randn(shape[1], dtype=dtype)
     forward, both = forward_and_backward(peer, cell["norm"], (x, weight, bias, residual), g)
-    return {"clone": x.clone, "f": forward, "f+b": both}
+    warm = torch.empty_like(x)
+    return {"clone": x.clone, "warm": lambda: warm.copy_(x), "f": forward, "f+b": both}
 
 
 def _laid_out(x: Tensor, layout: str) -> Tensor:
@@ -108,26 +127,33 @@ def _laid_out(x: Tensor, layout: str) -> Tensor:
 def work(peer: str, threads: int) -> None:
     """A peer's process: measures what it reads, until its input ends."""
     torch.set_num_threads(threads)
+    name, _, source = peer.partition("@")
+    if source:
+        sys.path.insert(0, source)
     built: dict = {}
     for line in sys.stdin:
-        print(json.dumps(measure(json.loads(line), peer, built)), flush=True)
+        print(json.dumps(measure(json.loads(line), name, built)), flush=True)
 
 
 def drive(options: argparse.Namespace) -> None:
     """Lets the peers take turns on every cell, and prints one line per cell."""
     command = [sys.executable, __file__, "--threads", str(options.threads), "--work"]
     workers = {p: subprocess.Popen([*command, p], stdin=-1, stdout=-1, text=True) for p in options.peers}
-    print("multiples of clone (f, f+b):", *options.peers, sep="\t")
-    for layout in ("first", "last"):
-        for shape in SHAPES:
-            for norm in options.norms:
-                cell = {"shape": shape, "layout": layout, "norm": norm, "dtype": options.dtype}
-                print(_name(cell), *_row(cell, workers, options.rounds), sep="\t", flush=True)
+    print("shape, layout, norm", "clone, ms", "warm", *options.peers, "last / first", sep=" | ")
+    ratios: list[float] = []
+    for layout, shape, norm in itertools.product(("first", "last"), SHAPES, options.norms):
+        cell = {"shape": shape, "layout": layout, "norm": norm, "dtype": options.dtype}
+        if re.match(options.cells, _name(cell)):
+            times = _times(cell, workers, options.rounds)
+            print(_name(cell), *_row(times), sep=" | ", flush=True)
+            ratios += _speed_ups(times)
+    print("geometric mean, last / first:", f"{math.exp(sum(map(math.log, ratios)) / max(1, len(ratios))):.2f}")
     for worker in workers.values():
         worker.communicate()
 
 
-def _row(cell: dict, workers: dict[str, subprocess.Popen], rounds: int) -> list[str]:
+def _times(cell: dict, workers: dict[str, subprocess.Popen], rounds: int) -> list[dict[str, float]]:
+    """The lower quartile of every function, peer by peer."""
     times: dict[str, dict[str, list[float]]] = {peer: {} for peer in workers}
     for _ in range(rounds):
         for peer, worker in workers.items():
@@ -137,21 +163,32 @@ def _row(cell: dict, workers: dict[str, subprocess.Popen], rounds: int) -> list[
             worker.stdin.flush()
             for name, values in json.loads(worker.stdout.readline()).items():
                 times[peer].setdefault(name, []).extend(values)
-    quartiles = {p: {name: sorted(v)[len(v) // 4] for name, v in t.items()} for p, t in times.items()}
-    return [f"{q['f'] / q['clone']:.2f}, {q['f+b'] / q['clone']:.2f}" for q in quartiles.values()]
+    return [{name: sorted(v)[len(v) // 4] for name, v in t.items()} for t in times.values()]
+
+
+def _row(times: list[dict[str, float]]) -> list[str]:
+    clone = min(t["clone"] for t in times)
+    cells = [f"{t['f'] / clone:.2f}, {t['f+b'] / clone:.2f}" for t in times]
+    ratio = ", ".join(f"{r:.2f}" for r in _speed_ups(times))
+    return [f"{clone * 1e3:.4f}", f"{min(t['warm'] for t in times) / clone:.2f}", *cells, ratio]
+
+
+def _speed_ups(times: list[dict[str, float]]) -> list[float]:
+    return [times[-1][name] / times[0][name] for name in ("f", "f+b")]
 
 
 def _name(cell: dict) -> str:
-    return f"{'x'.join(map(str, cell['shape'])):16s} {cell['layout']:5s} {cell['norm']:20s}"
+    return f"{'x'.join(map(str, cell['shape']))} {cell['layout']} {cell['norm']}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peers", nargs="+", default=["normwise", "eager"])
     parser.add_argument("--norms", nargs="+", default=NORMS)
+    parser.add_argument("--cells", default="")
     parser.add_argument("--work")
     chosen = parser.parse_args()
     work(chosen.work, chosen.threads) if chosen.work else drive(chosen)

@@ -66,7 +66,7 @@ template <class A, template <class> class F, bool has_extra> struct Gate {
 
 constexpr int64_t kRun = 8192;   // values of a plane summed in float32 before float64 takes over
 constexpr int64_t kRows = 256;   // the same for rows
-constexpr int64_t kStrip = 512;  // channels whose sums stay on the stack
+constexpr int kBlock = kBytes == 64 ? 8 : 4;  // vectors of a row whose moments stay in registers
 
 template <class A, class F> inline void sweep(int64_t n, F f) {
   int64_t i = 0;
@@ -89,15 +89,25 @@ template <class F> inline void in_runs(int64_t begin, int64_t end, int64_t run, 
   for (int64_t i = begin; i < end; i += run) f(i, std::min(run, end - i));
 }
 
-template <class A> inline A total(const Vec<A> (&parts)[4]) {
-  return sum<A>((parts[0] + parts[1]) + (parts[2] + parts[3]));
-}
+template <class V> inline V total(const V (&parts)[4]) { return (parts[0] + parts[1]) + (parts[2] + parts[3]); }
 
 // Chan, Golub, LeVeque (1979): moments of two sets from the moments of each.
 inline void merge(double& mean, double& deviations, double n, double mean2, double deviations2, double n2) {
   const double delta = mean2 - mean, share = n2 / (n + n2);
   mean += delta * share;
   deviations += deviations2 + delta * delta * n * share;
+}
+
+// Merges `n` more values of every column, given by sums of what they exceed `shift` by, and of its squares.
+template <class A>
+inline void merge(int64_t columns, const A* shift, const A* sum, const A* square, int64_t n, int64_t before,
+                  double* mean, double* deviations) {
+  const double inverse = 1.0 / double(n), share = double(n) / double(before + n), weight = share * double(before);
+  for (int64_t c = 0; c < columns; ++c) {
+    const double s = sum[c], d = square[c] - s * s * inverse, delta = shift[c] + s * inverse - mean[c];
+    mean[c] += delta * share;
+    deviations[c] += (d < 0 ? 0 : d) + delta * delta * weight;
+  }
 }
 
 // --- planes ---
@@ -110,17 +120,17 @@ template <class T> inline Acc<T> guess_mean(const T* x, int64_t n) {
   constexpr int w = kWidthFor<T>;
   const A first = load(x, 1)[0];
   if (!std::isfinite(first)) return 0;
+  if (n <= 8 * w) return first;
   A sum_of_first;
   if (n >= 16 * w) sum_of_first = sum<A>((load(x) + load(x + w)) + (load(x + 2 * w) + load(x + 3 * w)) - 4 * first) / 4;
-  else if (n >= w) sum_of_first = sum<A>(load(x) - first);
-  else sum_of_first = sum<A>(keep(load(x, int(n)) - first, int(n))) * (A(w) / A(n));
+  else sum_of_first = sum<A>(load(x) - first);
   const A guess = first + sum_of_first / w;
   return std::isfinite(guess) ? guess : 0;
 }
 
-template <class T> inline void run_moments(const T* x, int64_t n, double& mean, double& deviations) {
+template <class T> inline void run_moments(const T* x, int64_t n, Acc<T>& guess, VecFor<T>& sum, VecFor<T>& square) {
   using A = Acc<T>;
-  const A guess = guess_mean(x, n);
+  guess = guess_mean(x, n);
   const Vec<A> shift = splat(guess);
   Vec<A> sums[4] = {}, squares[4] = {};
   sweep4<A>(n, [&](int k, int64_t i, auto lanes) {
@@ -128,21 +138,23 @@ template <class T> inline void run_moments(const T* x, int64_t n, double& mean, 
     sums[k] += d;
     squares[k] += d * d;
   });
-  const double s = total<A>(sums), q = total<A>(squares);
-  mean = guess + s / n;
-  deviations = q - s * s / n;
-  if (deviations < 0) deviations = 0;
+  sum = total(sums), square = total(squares);
 }
 
+// As many planes at a time as a vector has lanes: lane by lane their moments cost one vector's arithmetic.
 template <class T> void plane_moments(const Job<T>& job, const Tile& t, double* mean, double* deviations) {
-  for (int64_t c = t.c0; c < t.c1; ++c, ++mean, ++deviations) {
-    *mean = *deviations = 0;
+  using A = Acc<T>;
+  constexpr int w = kWidth<A>;
+  std::fill_n(mean, t.c1 - t.c0, 0.0), std::fill_n(deviations, t.c1 - t.c0, 0.0);
+  in_runs(t.c0, t.c1, w, [&](int64_t c, int64_t planes) {
     in_runs(t.s0, t.s1, kRun, [&](int64_t s, int64_t n) {
-      double m, d;
-      run_moments(job.x.at(t.n, c, s), n, m, d);
-      merge(*mean, *deviations, s - t.s0, m, d, n);
+      Vec<A> sums[w] = {}, squares[w] = {};
+      A guess[w], sum[w], square[w];
+      for (int64_t i = 0; i < planes; ++i) run_moments(job.x.at(t.n, c + i, s), n, guess[i], sums[i], squares[i]);
+      store(sum, lane_by_lane<A>(sums)), store(square, lane_by_lane<A>(squares));
+      merge(planes, guess, sum, square, n, s - t.s0, mean + (c - t.c0), deviations + (c - t.c0));
     });
-  }
+  });
 }
 
 template <class T, template <class> class F, bool has_extra>
@@ -156,38 +168,50 @@ void plane_scale_shift(const Job<T>& job, const Tile& t) {
     const T* x = job.x.at(t.n, c, t.s0);
     const T* extra = has_extra ? job.extra.at(t.n, c, t.s0) : nullptr;
     T* out = job.out.at(t.n, c, t.s0);
+    const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
       Vec<A> p = (load(x + s, lanes) - center) * scale + shift;
       if constexpr (has_extra) p += load(extra + s, lanes);
-      store(out + s, act(p), lanes);
+      put(out + s, act(p), lanes);
     });
   }
+}
+
+// Sums of one run of one plane, c; see plane_moments.
+template <class T, template <class> class F, bool has_extra>
+inline void run_grads(const Job<T>& job, const Gate<Acc<T>, F, has_extra>& gate, int64_t n, int64_t c, int64_t s0,
+                      int64_t length, VecFor<T>& sum, VecFor<T>& product) {
+  using A = Acc<T>;
+  const int64_t i = n * job.table.row + c;
+  const Vec<A> center = splat(job.table.center[i]);
+  const Vec<A> scale = splat(gate.kNeedsSum ? job.table.scale[i] : 0);
+  const Vec<A> shift = splat(gate.kNeedsSum ? job.table.shift[i] : 0);
+  const T *g = job.g.at(n, c, s0), *x = job.x.at(n, c, s0), *extra = has_extra ? job.extra.at(n, c, s0) : nullptr;
+  Vec<A> sum_g[4] = {}, sum_gx[4] = {};
+  sweep4<A>(length, [&](int k, int64_t s, auto lanes) {
+    const Vec<A> d = load(x + s, lanes) - center;
+    const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
+    const Vec<A> v = keep(gate(load(g + s, lanes), d, scale, shift, e), lanes);
+    sum_g[k] += v;
+    sum_gx[k] += keep(v * d, lanes);
+  });
+  sum = total(sum_g), product = total(sum_gx);
 }
 
 template <class T, template <class> class F, bool has_extra>
 void plane_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products) {
   using A = Acc<T>;
+  constexpr int w = kWidth<A>;
   const Gate<A, F, has_extra> gate{F<A>(job.act)};
-  for (int64_t c = t.c0; c < t.c1; ++c, ++sums, ++products) {
-    const int64_t i = t.n * job.table.row + c;
-    const Vec<A> center = splat(job.table.center[i]);
-    const Vec<A> scale = splat(gate.kNeedsSum ? job.table.scale[i] : 0);
-    const Vec<A> shift = splat(gate.kNeedsSum ? job.table.shift[i] : 0);
-    in_runs(t.s0, t.s1, kRun, [&](int64_t s0, int64_t n) {
-      const T *g = job.g.at(t.n, c, s0), *x = job.x.at(t.n, c, s0);
-      const T* extra = has_extra ? job.extra.at(t.n, c, s0) : nullptr;
-      Vec<A> sum_g[4] = {}, sum_gx[4] = {};
-      sweep4<A>(n, [&](int k, int64_t s, auto lanes) {
-        const Vec<A> d = load(x + s, lanes) - center;
-        const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
-        const Vec<A> v = keep(gate(load(g + s, lanes), d, scale, shift, e), lanes);
-        sum_g[k] += v;
-        sum_gx[k] += keep(v * d, lanes);
-      });
-      *sums += total<A>(sum_g);
-      *products += total<A>(sum_gx);
+  in_runs(t.c0, t.c1, w, [&](int64_t c, int64_t planes) {
+    in_runs(t.s0, t.s1, kRun, [&](int64_t s, int64_t n) {
+      Vec<A> sum_g[w] = {}, sum_gx[w] = {};
+      A sum[w], product[w];
+      for (int64_t i = 0; i < planes; ++i) run_grads(job, gate, t.n, c + i, s, n, sum_g[i], sum_gx[i]);
+      store(sum, lane_by_lane<A>(sum_g)), store(product, lane_by_lane<A>(sum_gx));
+      for (int64_t i = 0, at = c - t.c0; i < planes; ++i, ++at) sums[at] += sum[i], products[at] += product[i];
     });
-  }
+  });
 }
 
 template <class T, template <class> class F, bool has_extra>
@@ -203,12 +227,13 @@ void plane_apply_grad(const Job<T>& job, const Tile& t) {
     const T* extra = has_extra ? job.extra.at(t.n, c, t.s0) : nullptr;
     T* extra_grad = has_extra ? job.extra_grad.at(t.n, c, t.s0) : nullptr;
     T* out = job.out.at(t.n, c, t.s0);
+    const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
       const Vec<A> d = load(x + s, lanes) - center;
       const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
       const Vec<A> v = gate(load(g + s, lanes), d, scale, shift, e);
       if constexpr (has_extra) store(extra_grad + s, v, lanes);
-      store(out + s, v * scale + (d * slope + offset), lanes);
+      put(out + s, v * scale + (d * slope + offset), lanes);
     });
   }
 }

@@ -10,7 +10,7 @@ namespace normwise {
 template <class A> struct Affine {
   const A *weight, *bias;
   double eps;
-  double scale(int64_t c, double var) const { return (weight ? weight[c] : 1) / std::sqrt(var + eps); }
+  double scale(int64_t c) const { return weight ? weight[c] : 1; }
   double shift(int64_t c) const { return bias ? bias[c] : 0; }
 };
 
@@ -19,28 +19,37 @@ template <class T> class Norm {
 
  public:
   Norm(Job<T>& job, const Shape& shape, const Pool& pool, const Affine<A>& affine)
-      : shape(shape), pool(pool), affine(affine), rows(pool.batch ? 1 : shape.n), whole(job, shape),
-        coefficients(numbers<A>(5 * rows * shape.c)), sums(numbers<double>(2 * shape.n * shape.c)) {
+      : shape(shape), pool(pool), affine(affine), unit(pool.channels(shape)),
+        merged(!pool.batch && (unit == 1 || (!shape.rows && job.x.by.c == shape.s))), whole(job, shape),
+        groups(job), grouped(groups, merged ? Shape{shape.n, pool.groups, unit * shape.s, shape.rows} : shape),
+        coefficients(numbers<A>(5 * (pool.batch ? 1 : shape.n) * shape.c)),
+        statistics(pool.batch ? shape.c : shape.n * pool.groups),
+        sums(numbers<double>((2 * shape.n + 2) * shape.c + 3 * statistics)) {
     A* table = coefficients.get();
-    const int64_t size = rows * shape.c;
+    const int64_t size = (pool.batch ? 1 : shape.n) * shape.c;
     center = table, scale = table + size, shift = table + 2 * size, slope = table + 3 * size;
     offset = table + 4 * size;
     job.table = {center, scale, shift, slope, offset, pool.batch ? 0 : shape.c};
+    if (merged) groups.x.by.c *= unit;  // a group of planes without gaps is one plane
+    count = double(shape.s) * double(unit) * double(pool.batch ? shape.n : 1);
+    first = sums.get(), second = first + shape.n * shape.c, total = second + shape.n * shape.c;
+    rstd = total + 2 * shape.c, center_of = rstd + statistics, deviations_of = center_of + statistics;
+    if (pool.batch) center_of = total, deviations_of = total + shape.c;
   }
 
   // Writes the moments it finds.
   void forward(A* mean, A* var) {
-    double *m = sums.get(), *d = m + shape.n * shape.c;
+    if (merged) center_of = first, deviations_of = second;
     by_regions(
         whole, pool, 2,
         [&](const Region& r) {
-          whole.moments(r, m, d);
-          set_forward(r, m, d, mean, var);
+          grouped.moments(merged ? Region{r.n0, r.n1, r.c0 / unit, r.c1 / unit} : r, first, second);
+          set_forward(r, mean, var);
           whole.scale_shift(r);
         },
         [&] {
-          whole.moments(m, d);
-          set_forward(everything(), m, d, mean, var);
+          grouped.moments(first, second);
+          set_forward(everything(), mean, var);
           whole.scale_shift();
         });
   }
@@ -53,101 +62,151 @@ template <class T> class Norm {
 
   // Gradients of input, weight and bias; `fixed`: the moments did not depend on the input.
   void backward(const A* mean, const A* var, bool fixed, bool input, A* weight_grad, A* bias_grad) {
-    double *s = sums.get(), *p = s + shape.n * shape.c;
     by_regions(
         whole, pool, 3,
         [&](const Region& r) {
           set_given(r, mean, var);
-          whole.reduce_grad(r, s, p);
+          whole.reduce_grad(r, first, second);
+          if (pool.batch) set_totals(r);
           if (!input) return;
-          set_backward(r, s, p, var, fixed);
+          set_backward(r, fixed);
           whole.apply_grad(r);
         },
         [&] {
           set_given(everything(), mean, var);
-          whole.reduce_grad(s, p);
+          whole.reduce_grad(first, second);
+          if (pool.batch) set_totals(everything());
           if (!input) return;
-          set_backward(everything(), s, p, var, fixed);
+          set_backward(everything(), fixed);
           whole.apply_grad();
         });
-    for (int64_t c = 0; c < shape.c; ++c) {
-      double weight = 0, bias = 0;
-      for (int64_t n = 0; n < shape.n; ++n) {
-        const int64_t at = n * shape.c + c;
-        weight += p[at] / std::sqrt(double(var[statistic(n, c)]) + affine.eps);
-        bias += s[at];
-      }
-      if (weight_grad) weight_grad[c] = A(weight);
-      if (bias_grad) bias_grad[c] = A(bias);
-    }
+    set_affine_grads(weight_grad, bias_grad);
   }
 
  private:
   Region everything() const { return {0, shape.n, 0, shape.c}; }
-  int64_t statistic(int64_t n, int64_t c) const {
-    return pool.batch ? c : n * pool.groups + c / pool.channels(shape);
+
+  // f(first and last statistic, its first channel, the place of that in the coefficients): instance by instance
+  template <class F> void each_row(const Region& r, F f) const {
+    if (pool.batch) return f(r.c0, r.c1, r.c0, r.c0);
+    for (int64_t n = r.n0; n < r.n1; ++n)
+      f(n * pool.groups + r.c0 / unit, n * pool.groups + r.c1 / unit, r.c0, n * shape.c + r.c0);
   }
 
-  // f(first channel, first row of the coefficients, number of planes, their distance in a table)
-  template <class F> void each_pool(const Region& r, F f) const {
-    const int64_t width = pool.channels(shape), end = pool.batch ? r.n0 + 1 : r.n1;
-    for (int64_t n = r.n0; n < end; ++n)
-      for (int64_t c = r.c0; c < r.c1; c += width)
-        f(n, c, pool.batch ? shape.n : width, pool.batch ? shape.c : 1);
+  // Row by row, because that is how the table lies in memory.
+  template <class F> void add_rows(const Region& r, double* to, F f) const {
+    std::fill(to + r.c0, to + r.c1, 0.0);
+    for (int64_t n = r.n0; n < r.n1; ++n)
+      for (int64_t c = r.c0; c < r.c1; ++c) to[c] += f(n * shape.c + c, c);
   }
 
-  void set_forward(const Region& r, const double* m, const double* d, A* mean, A* var) {
-    each_pool(r, [&](int64_t n, int64_t c0, int64_t count, int64_t step) {
-      const int64_t at = n * shape.c + c0;
-      const Moments all = pooled(m + at, d + at, step, count, double(shape.s));
-      const double variance = all.deviations / (double(count) * double(shape.s));
-      mean[statistic(n, c0)] = A(all.mean), var[statistic(n, c0)] = A(variance);
-      set_affine(n, c0, all.mean, variance);
+  void set_totals(const Region& r) const {
+    add_rows(r, total, [&](int64_t at, int64_t) { return first[at]; });
+    add_rows(r, total + shape.c, [&](int64_t at, int64_t) { return second[at]; });
+  }
+
+  void set_forward(const Region& r, A* mean, A* var) {
+    if (pool.batch) {
+      const double share = 1.0 / double(shape.n), size = shape.n > 1 ? double(shape.s) : 0;
+      add_rows(r, total, [&](int64_t at, int64_t) { return first[at] * share; });
+      add_rows(r, total + shape.c, [&](int64_t at, int64_t c) {
+        const double delta = first[at] - total[c];
+        return second[at] + delta * delta * size;
+      });
+    }
+    each_row(r, [&](int64_t k, int64_t end, int64_t c, int64_t at) {
+      for (int64_t i = k; i < end && !pool.batch && !merged; ++i) {
+        const int64_t place = at + (i - k) * unit;
+        const Moments all = pooled(first + place, second + place, unit, double(shape.s));
+        center_of[i] = all.mean, deviations_of[i] = all.deviations;
+      }
+      for (int64_t i = k; i < end; ++i) {
+        const double variance = deviations_of[i] / count;
+        mean[i] = A(center_of[i]), var[i] = A(variance), rstd[i] = 1 / std::sqrt(variance + affine.eps);
+      }
+      set_affine(k, end, c, at);
     });
   }
 
   void set_given(const Region& r, const A* mean, const A* var) {
-    each_pool(r, [&](int64_t n, int64_t c0, int64_t, int64_t) {
-      set_affine(n, c0, mean[statistic(n, c0)], var[statistic(n, c0)]);
+    each_row(r, [&](int64_t k, int64_t end, int64_t c, int64_t at) {
+      for (int64_t i = k; i < end; ++i) center_of[i] = mean[i], rstd[i] = 1 / std::sqrt(double(var[i]) + affine.eps);
+      set_affine(k, end, c, at);
     });
   }
 
-  void set_affine(int64_t n, int64_t c0, double mean, double var) {
-    for (int64_t c = c0; c < c0 + pool.channels(shape); ++c) {
-      const int64_t at = (pool.batch ? 0 : n * shape.c) + c;
-      const double factor = affine.scale(c, var);
-      center[at] = A(mean), scale[at] = A(factor);
-      // what the mean loses by rounding goes into the shift
-      shift[at] = A(affine.shift(c) + (std::isfinite(mean) ? (center[at] - mean) * factor : 0));
+  void set_affine(int64_t k, int64_t end, int64_t c0, int64_t at0) {
+    each_channel(k, end, [&](int64_t i, int64_t channel) {
+      const int64_t c = c0 + channel, at = at0 + channel;
+      const double factor = affine.scale(c) * rstd[i], lost = A(center_of[i]) - center_of[i];
+      center[at] = A(center_of[i]), scale[at] = A(factor);
+      shift[at] = A(affine.shift(c) + (lost == lost ? lost * factor : 0));  // what rounding took from the mean
+    });
+  }
+
+  // f(statistic, channel counted from the first statistic's)
+  template <class F> void each_channel(int64_t k, int64_t end, F f) const {
+    if (unit == 1)
+      for (int64_t i = k; i < end; ++i) f(i, i - k);
+    else
+      for (int64_t i = k, c = 0; i < end; ++i)
+        for (const int64_t next = c + unit; c < next; ++c) f(i, c);
+  }
+
+  void set_backward(const Region& r, bool fixed) {
+    const double *s = pool.batch ? total : first, *p = pool.batch ? total + shape.c : second;
+    each_row(r, [&](int64_t k, int64_t end, int64_t c0, int64_t at0) {
+      if (fixed) std::fill_n(slope + at0, (end - k) * unit, A(0)), std::fill_n(offset + at0, (end - k) * unit, A(0));
+      else if (unit == 1)
+        for (int64_t i = k, c = c0, at = at0; i < end; ++i, ++c, ++at)
+          set_slope(i, at, 1, s[at] * affine.scale(c), p[at] * affine.scale(c));
+      else
+        for (int64_t i = k, c = c0, at = at0; i < end; ++i, c += unit, at += unit) {
+          double sum = 0, product = 0;
+          for (int64_t u = 0; u < unit; ++u)
+            sum += s[at + u] * affine.scale(c + u), product += p[at + u] * affine.scale(c + u);
+          set_slope(i, at, unit, sum, product);
+        }
+    });
+  }
+
+  void set_slope(int64_t k, int64_t at, int64_t channels, double sum, double product) {
+    const double share = rstd[k] / count;
+    const A steep = A(-product * share * rstd[k] * rstd[k]), level = A(-sum * share);
+    for (int64_t c = 0; c < channels; ++c) slope[at + c] = steep, offset[at + c] = level;
+  }
+
+  void set_affine_grads(A* weight_grad, A* bias_grad) {
+    double* weight = total + shape.c;
+    if (pool.batch) {
+      for (int64_t c = 0; c < shape.c; ++c) weight[c] *= rstd[c];
+    } else {
+      add_rows(everything(), total, [&](int64_t at, int64_t) { return first[at]; });
+      std::fill_n(weight, shape.c, 0.0);
+      each_row(everything(), [&](int64_t k, int64_t end, int64_t, int64_t at) {
+        each_channel(k, end, [&](int64_t i, int64_t c) { weight[c] += second[at + c] * rstd[i]; });
+      });
     }
-  }
-
-  void set_backward(const Region& r, const double* s, const double* p, const A* var, bool fixed) {
-    each_pool(r, [&](int64_t n, int64_t c0, int64_t count, int64_t step) {
-      double sum = 0, product = 0;
-      for (int64_t k = 0; k < count; ++k) {
-        const int64_t c = pool.batch ? c0 : c0 + k, at = n * shape.c + c0 + k * step;
-        sum += s[at] * (affine.weight ? affine.weight[c] : 1);
-        product += p[at] * (affine.weight ? affine.weight[c] : 1);
-      }
-      const double rstd = 1 / std::sqrt(double(var[statistic(n, c0)]) + affine.eps);
-      const double share = fixed ? 0 : rstd / (double(count) * double(shape.s));
-      for (int64_t c = c0; c < c0 + pool.channels(shape); ++c) {
-        const int64_t at = (pool.batch ? 0 : n * shape.c) + c;
-        slope[at] = fixed ? 0 : A(-product * share * rstd * rstd);
-        offset[at] = fixed ? 0 : A(-sum * share);
-      }
-    });
+    std::copy_n(total, shape.c, bias_grad);
+    std::copy_n(weight, shape.c, weight_grad);
   }
 
   const Shape shape;
   const Pool pool;
   const Affine<A> affine;
-  const int64_t rows;
+  const int64_t unit;
+  const bool merged;
   Whole<T> whole;
+  Job<T> groups;  // the job with every group as one plane
+  Whole<T> grouped;
   std::unique_ptr<A[]> coefficients;
+  const int64_t statistics;
   std::unique_ptr<double[]> sums;
   A *center, *scale, *shift, *slope, *offset;
+  double count;
+  double *first, *second;  // N x C: means and deviations, or sums and products
+  double* total;           // 2 x C: these of the whole batch
+  double *rstd, *center_of, *deviations_of;  // one of each per statistic
 };
 
 }  // namespace normwise

@@ -62,6 +62,14 @@ Activation activation(int64_t kind, double low, double high) {
   return {static_cast<Act>(kind), low, high};
 }
 
+// What the backward is given besides g and x; without an activation there are no kernels that would read it.
+Optional as_extra(const Optional& extra, const Batch& batch, int64_t act) {
+  if (!extra) return extra;
+  STD_TORCH_CHECK(act != int64_t(Act::none), "normwise: extra needs an activation; without one the gradient of the "
+                  "residual is the gradient of the output, so leave extra out");
+  return batch.matching(*extra, "extra");
+}
+
 // --- the four kernels on tables of N x C or 1 x C ---
 
 std::tuple<Tensor, Tensor> moments(const Tensor& given) {
@@ -78,9 +86,10 @@ std::tuple<Tensor, Tensor> moments(const Tensor& given) {
     const int64_t size = shape.n * shape.c;
     const auto sums = numbers<double>(2 * size);
     if (shape.s > 0) Whole<T>(job, shape).moments(sums.get(), sums.get() + size);
+    A *m = pointer<A>(mean), *v = pointer<A>(var);
     for (int64_t i = 0; i < size; ++i) {
-      pointer<A>(mean)[i] = shape.s ? A(sums[i]) : A(NAN);
-      pointer<A>(var)[i] = shape.s ? A(sums[size + i] / double(shape.s)) : A(NAN);
+      m[i] = shape.s ? A(sums[i]) : A(NAN);
+      v[i] = shape.s ? A(sums[size + i] / double(shape.s)) : A(NAN);
     }
   });
   return {mean, var};
@@ -128,6 +137,7 @@ Tensor scale_shift(const Tensor& given, const Tensor& scale, const Tensor& shift
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     Job<T> job;
+    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
     job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out);
     if (extra) job.extra = batch.grid<const T>(*extra);
     job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
@@ -144,7 +154,7 @@ std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, con
   const Shape& shape = batch.shape;
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
   const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  const Optional more = as_extra(extra, batch, act);
   Tensor sums = table_like(given, {shape.n, shape.c}, table_dtype(given));
   Tensor products = table_like(given, {shape.n, shape.c}, table_dtype(given));
   dispatch(given.scalar_type(), [&](auto type) {
@@ -158,7 +168,8 @@ std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, con
     const auto both = numbers<double>(2 * size);
     std::fill_n(both.get(), 2 * size, 0.0);
     if (given.numel()) Whole<T>(job, shape).reduce_grad(both.get(), both.get() + size);
-    for (int64_t i = 0; i < size; ++i) pointer<A>(sums)[i] = A(both[i]), pointer<A>(products)[i] = A(both[size + i]);
+    std::copy_n(both.get(), size, pointer<A>(sums));
+    std::copy_n(both.get() + size, size, pointer<A>(products));
   });
   return {sums, products};
 }
@@ -170,12 +181,13 @@ std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, cons
   const Batch batch(given);
   const Tables tables(batch, {center, scale, shift, slope, offset}, {0, 1, 0, 0, 0});
   const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  const Optional more = as_extra(extra, batch, act);
   Tensor out = batch.like(), extra_grad = extra ? batch.like() : table_like(given, {0}, given.scalar_type());
   if (given.numel() == 0) return {out, extra_grad};
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     Job<T> job;
+    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
     job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.out = batch.grid<T>(out);
     if (more) job.extra = batch.grid<const T>(*more), job.extra_grad = batch.grid<T>(extra_grad);
     job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
@@ -216,6 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> norm(const Tensor& given, const Optional& wei
       return;
     }
     Job<T> job;
+    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
     Shape shape = batch.shape;
     job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out), job.act = activation(act, low, high);
     if (extra) job.extra = batch.grid<const T>(*extra);
@@ -238,7 +251,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
   const Optional w = as_table(weight, given, channels, "weight"), b = as_table(bias, given, channels, "bias");
   const Optional m = as_table(mean, given, size, "mean"), v = as_table(var, given, size, "var");
   const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = extra ? Optional(batch.matching(*extra, "extra")) : Optional();
+  const Optional more = as_extra(extra, batch, act);
   Tensor out = input ? batch.like() : table_like(given, {0}, given.scalar_type());
   Tensor extra_grad = input && extra ? batch.like() : table_like(given, {0}, given.scalar_type());
   Tensor weight_grad = table_like(given, {channels}, table_dtype(given));
@@ -252,6 +265,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
       return;
     }
     Job<T> job;
+    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
     Shape shape = batch.shape;
     job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.act = activation(act, low, high);
     if (input) job.out = batch.grid<T>(out);

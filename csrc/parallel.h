@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 
 #include "job.h"
@@ -10,6 +11,7 @@
 namespace normwise {
 
 constexpr int64_t kGrain = 32768;      // values below which a second thread does not pay
+constexpr int64_t kPast = 16 << 20;       // bytes of output from which it would only drive the input from the cache
 constexpr int64_t kNear = 32 << 10;       // bytes of planes normalized one after the other
 constexpr int64_t kFar = 2 << 20;         // the same across instances, where short runs cost more than cache misses
 
@@ -27,13 +29,13 @@ template <class A> std::unique_ptr<A[]> numbers(int64_t count) { return std::uni
 
 // Moments of equally large sets from the moments of each: the law of total variance.
 struct Moments { double mean, deviations; };
-inline Moments pooled(const double* mean, const double* deviations, int64_t step, int64_t count, double size) {
+inline Moments pooled(const double* mean, const double* deviations, int64_t count, double size) {
   Moments all{0, 0};
-  for (int64_t i = 0; i < count; ++i) all.mean += mean[i * step];
+  for (int64_t i = 0; i < count; ++i) all.mean += mean[i];
   all.mean /= double(count);
   for (int64_t i = 0; i < count; ++i) {
-    const double delta = mean[i * step] - all.mean;
-    all.deviations += deviations[i * step] + (count > 1 ? delta * delta * size : 0);
+    const double delta = mean[i] - all.mean;
+    all.deviations += deviations[i] + delta * delta * size;
   }
   return all;
 }
@@ -135,6 +137,7 @@ template <class T> class Whole {
       part.s1 = end;
       kernel(job, part);
     }
+    if (job.stream) std::atomic_thread_fence(std::memory_order_seq_cst);  // stores past the cache are not ordered
   }
 
   void fold_moments(const double* m, const double* d, double* mean, double* deviations) const {

@@ -1,6 +1,6 @@
 // The four kernels for rows (C channels side by side: channels-last). Included like kernels.h, after it.
 
-// A bundle of rows shares each load of the coefficients and each update of the sums.
+// A bundle of rows shares each load of the coefficients.
 template <int size, class F> inline void in_bundles(int64_t begin, int64_t end, F f) {
   int64_t s = begin;
   if constexpr (size > 1)
@@ -16,55 +16,140 @@ template <int size, class T> struct Bundle {
   }
 };
 
-// shift = mean of the first rows, where finite; see guess_mean
-template <class T> inline void guess_means(const Grid<const T>& x, int64_t n, int64_t c0, int64_t width,
-                                           int64_t s0, int64_t rows, Acc<T>* shift) {
-  using A = Acc<T>;
-  const A share = A(1) / rows;
-  const int64_t step = x.by.s;
-  const T* start = x.at(n, c0, s0);
-  sweep<A>(width, [&](int64_t c, auto lanes) {
-    const Vec<A> first = load(start + c, lanes);
-    Vec<A> sum = {};
-    for (int64_t s = 1; s < rows; ++s) sum += load(start + s * step + c, lanes) - first;
-    const Vec<A> guess = first + sum * share;
-    store(shift + c, guess - guess == 0 ? guess : Vec<A>{}, lanes);
-  });
+// Columns in blocks of so many vectors that their sums stay in registers: f(c, vectors, lanes).
+template <class A, int most, class F> inline void in_blocks(int64_t width, F f) {
+  constexpr int64_t w = kWidth<A>;
+  int64_t c = 0;
+  for (; c + most * w <= width; c += most * w) f(c, std::integral_constant<int, most>{}, Full{});
+  if constexpr (most >= 4)
+    for (; c + most / 2 * w <= width; c += most / 2 * w) f(c, std::integral_constant<int, most / 2>{}, Full{});
+  if constexpr (most > 1)
+    for (; c + w <= width; c += w) f(c, std::integral_constant<int, 1>{}, Full{});
+  if (c < width) f(c, std::integral_constant<int, 1>{}, int(width - c));
 }
 
-template <class T> void row_moments(const Job<T>& job, const Tile& t, double* mean, double* deviations) {
+// Calls f(place to sum into, row) for every row; places take turns, so that sums do not wait for each other.
+template <int places, class F> inline void in_turns(int64_t rows, F f) {
+  int64_t s = 0;
+  for (; s + places <= rows; s += places)
+    for (int i = 0; i < places; ++i) f(i, s + i);
+  for (; s < rows; ++s) f(0, s);
+}
+
+template <int places, class V> inline V over(const V* sums) {
+  if constexpr (places == 1) return sums[0];
+  else return over<places / 2>(sums) + over<places / 2>(sums + places / 2);
+}
+
+// Dense rows of few channels, seen as rows `times` as long; `rest`: the positions left over.
+template <class T> struct Widened {
   using A = Acc<T>;
-  alignas(64) A shift[kStrip], sums[kStrip], squares[kStrip];
-  in_runs(t.c0, t.c1, kStrip, [&](int64_t c0, int64_t width) {
-    double *m = mean + (c0 - t.c0), *d = deviations + (c0 - t.c0);
-    std::fill_n(m, width, 0.0), std::fill_n(d, width, 0.0);
-    in_runs(t.s0, t.s1, kRows, [&](int64_t s0, int64_t rows) {
-      guess_means(job.x, t.n, c0, width, s0, std::min<int64_t>(rows, 16), shift);
-      std::fill_n(sums, width, A(0)), std::fill_n(squares, width, A(0));
-      in_bundles<8>(s0, s0 + rows, [&](int64_t s, auto size) {
-        const Bundle<size, const T> x(job.x, t.n, c0, s);
-        sweep<A>(width, [&](int64_t c, auto lanes) {
-          const Vec<A> k = load(shift + c, lanes);
-          Vec<A> sum = load(sums + c, lanes), square = load(squares + c, lanes);
-          for (int r = 0; r < size; ++r) {
-            const Vec<A> v = load(x.row[r] + c, lanes) - k;
-            sum += v;
-            square += v * v;
-          }
-          store(sums + c, sum, lanes), store(squares + c, square, lanes);
-        });
-      });
-      const double inverse = 1.0 / rows;
-      for (int64_t c = 0; c < width; ++c) {
-        const double v = double(squares[c]) - double(sums[c]) * sums[c] * inverse;
-        merge(m[c], d[c], s0 - t.s0, shift[c] + double(sums[c]) * inverse, v < 0 ? 0 : v, rows);
-      }
+  static constexpr int64_t kMost = 8 * kWidthFor<T>;
+
+  Widened(const Job<T>& narrow, const Tile& t) : job(narrow), tile(t), rest(t), width(t.c1 - t.c0) {
+    const bool all = dense(job.x) && dense(job.g) && dense(job.extra) && dense(job.out) && dense(job.extra_grad);
+    if (all && 2 * width <= kMost && t.s1 - t.s0 > 1) widen();
+    else tile.s1 = tile.s0;
+  }
+
+  Job<T> job;
+  Tile tile, rest;
+  int64_t width, times = 1;
+
+ private:
+  void widen() {
+    times = std::min(kMost / width, rest.s1 - rest.s0);
+    move(job.x), move(job.g), move(job.extra), move(job.out), move(job.extra_grad);
+    auto& [center, scale, shift, slope, offset, row] = job.table;
+    const A** given[] = {&center, &scale, &shift, &slope, &offset};
+    for (int k = 0; k < 5; ++k) {
+      if (!*given[k]) continue;
+      const A* first = *given[k] + rest.n * row + rest.c0;
+      for (int64_t i = 0; i < times; ++i) std::copy_n(first, width, tables[k] + i * width);
+      *given[k] = tables[k];
+    }
+    row = 0;
+    tile = {0, 0, times * width, 0, (rest.s1 - rest.s0) / times};
+    rest.s0 += tile.s1 * times;
+  }
+  template <class P> bool dense(const Grid<P>& grid) const { return !grid.data || grid.by.s == width; }
+  template <class P> void move(Grid<P>& grid) const {
+    if (grid.data) grid.data = grid.at(rest.n, rest.c0, rest.s0);
+    grid.by.s = times * width;
+  }
+
+  alignas(64) A tables[5][kMost];
+};
+
+template <class T, void (*kernel)(const Job<T>&, const Tile&)> void widened(const Job<T>& job, const Tile& t) {
+  const Widened<T> wide(job, t);
+  kernel(wide.job, wide.tile);
+  kernel(job, wide.rest);
+}
+
+// shift = mean of the first rows, where finite; see guess_mean
+template <int vectors, class T, class L>
+inline void guess_means(const T* x, int64_t step, int64_t rows, L lanes, VecFor<T> (&shift)[vectors]) {
+  using A = Acc<T>;
+  const A share = A(1) / rows;
+  for (int v = 0; v < vectors; ++v) {
+    const T* column = x + v * kWidth<A>;
+    const Vec<A> first = load(column, lanes);
+    Vec<A> sum = {};
+    for (int64_t s = 1; s < rows; ++s) sum += load(column + s * step, lanes) - first;
+    const Vec<A> guess = first + sum * share;
+    shift[v] = guess - guess == 0 ? guess : Vec<A>{};
+  }
+}
+
+// Merges the moments of `rows` more rows into those of `before` rows.
+template <int vectors, class T, class L>
+inline void column_moments(const T* x, int64_t step, int64_t rows, int64_t before, L lanes, int64_t columns,
+                           double* mean, double* deviations) {
+  using A = Acc<T>;
+  constexpr int w = kWidth<A>, places = 8 / vectors;
+  Vec<A> shift[vectors], sums[vectors][places] = {}, squares[vectors][places] = {};
+  guess_means<vectors>(x, step, (rows + 15) / 16, lanes, shift);
+  in_turns<places>(rows, [&](int i, int64_t s) {
+    for (int v = 0; v < vectors; ++v) {
+      const Vec<A> d = load(x + s * step + v * w, lanes) - shift[v];
+      sums[v][i] += d;
+      squares[v][i] += d * d;
+    }
+  });
+  A k[vectors * w], sum[vectors * w], square[vectors * w];
+  for (int v = 0; v < vectors; ++v) {
+    store(k + v * w, shift[v]);
+    store(sum + v * w, over<places>(sums[v])), store(square + v * w, over<places>(squares[v]));
+  }
+  merge(columns, k, sum, square, rows, before, mean, deviations);
+}
+
+template <class T> void narrow_moments(const Job<T>& job, const Tile& t, double* mean, double* deviations) {
+  using A = Acc<T>;
+  std::fill_n(mean, t.c1 - t.c0, 0.0), std::fill_n(deviations, t.c1 - t.c0, 0.0);
+  in_runs(t.s0, t.s1, kRows, [&](int64_t s, int64_t rows) {
+    in_blocks<A, kBlock>(t.c1 - t.c0, [&](int64_t c, auto vectors, auto lanes) {
+      const int64_t columns = std::min<int64_t>(vectors * kWidth<A>, t.c1 - t.c0 - c);
+      column_moments<vectors>(job.x.at(t.n, t.c0 + c, s), job.x.by.s, rows, s - t.s0, lanes, columns, mean + c,
+                              deviations + c);
     });
   });
 }
 
+template <class T> void row_moments(const Job<T>& job, const Tile& t, double* mean, double* deviations) {
+  const Widened<T> wide(job, t);
+  narrow_moments(job, wide.rest, mean, deviations);
+  if (wide.times == 1) return;
+  double m[wide.kMost], d[wide.kMost];
+  narrow_moments(wide.job, wide.tile, m, d);
+  double before = double(wide.rest.s1 - wide.rest.s0);
+  for (int64_t i = 0; i < wide.times * wide.width; i += wide.width, before += wide.tile.s1)
+    for (int64_t c = 0; c < wide.width; ++c) merge(mean[c], deviations[c], before, m[i + c], d[i + c], wide.tile.s1);
+}
+
 template <class T, template <class> class F, bool has_extra>
-void row_scale_shift(const Job<T>& job, const Tile& t) {
+void narrow_scale_shift(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   const F<A> act(job.act);
   const int64_t i = t.n * job.table.row + t.c0, width = t.c1 - t.c0;
@@ -72,55 +157,75 @@ void row_scale_shift(const Job<T>& job, const Tile& t) {
   in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
     const Bundle<size, const T> x(job.x, t.n, t.c0, s), extra(job.extra, t.n, t.c0, s);
     const Bundle<size, T> out(job.out, t.n, t.c0, s);
+    const Out<T> put(job.stream, out.row[0], job.out.by.s);
     sweep<A>(width, [&](int64_t c, auto lanes) {
       const Vec<A> m = load(center + c, lanes), a = load(scale + c, lanes), b = load(shift + c, lanes);
       for (int r = 0; r < size; ++r) {
         Vec<A> p = (load(x.row[r] + c, lanes) - m) * a + b;
         if constexpr (has_extra) p += load(extra.row[r] + c, lanes);
-        store(out.row[r] + c, act(p), lanes);
+        put(out.row[r] + c, act(p), lanes);
       }
+    });
+  });
+}
+
+// Adds the sums of some rows; center, scale and shift belong to the first of the columns.
+template <int vectors, class T, template <class> class F, bool has_extra, class L>
+inline void column_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64_t rows, L lanes, int64_t columns,
+                         double* sums, double* products) {
+  using A = Acc<T>;
+  using G = Gate<A, F, has_extra>;
+  constexpr int w = kWidth<A>, places = F<A>::kBundle / vectors;
+  const G gate{F<A>(job.act)};
+  const int64_t i = n * job.table.row + c;
+  Vec<A> center[vectors], scale[vectors] = {}, shift[vectors] = {};
+  for (int v = 0; v < vectors; ++v) {
+    center[v] = load(job.table.center + i + v * w, lanes);
+    if constexpr (G::kNeedsSum) scale[v] = load(job.table.scale + i + v * w, lanes);
+    if constexpr (G::kNeedsSum) shift[v] = load(job.table.shift + i + v * w, lanes);
+  }
+  const T *g = job.g.at(n, c, s0), *x = job.x.at(n, c, s0), *extra = has_extra ? job.extra.at(n, c, s0) : nullptr;
+  Vec<A> sum_g[vectors][places] = {}, sum_gx[vectors][places] = {};
+  in_turns<places>(rows, [&](int place, int64_t s) {
+    for (int v = 0; v < vectors; ++v) {
+      const Vec<A> d = load(x + s * job.x.by.s + v * w, lanes) - center[v];
+      const Vec<A> e = has_extra ? load(extra + s * job.extra.by.s + v * w, lanes) : Vec<A>{};
+      const Vec<A> p = gate(load(g + s * job.g.by.s + v * w, lanes), d, scale[v], shift[v], e);
+      sum_g[v][place] += p;
+      sum_gx[v][place] += p * d;
+    }
+  });
+  A sum[vectors * w], product[vectors * w];
+  for (int v = 0; v < vectors; ++v) {
+    store(sum + v * w, over<places>(sum_g[v])), store(product + v * w, over<places>(sum_gx[v]));
+  }
+  for (int64_t k = 0; k < columns; ++k) sums[k] += sum[k], products[k] += product[k];
+}
+
+template <class T, template <class> class F, bool has_extra>
+void narrow_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products) {
+  using A = Acc<T>;
+  in_runs(t.s0, t.s1, kRows, [&](int64_t s, int64_t rows) {
+    in_blocks<A, F<A>::kBundle>(t.c1 - t.c0, [&](int64_t c, auto vectors, auto lanes) {
+      const int64_t columns = std::min<int64_t>(vectors * kWidth<A>, t.c1 - t.c0 - c);
+      column_grads<vectors, T, F, has_extra>(job, t.n, t.c0 + c, s, rows, lanes, columns, sums + c, products + c);
     });
   });
 }
 
 template <class T, template <class> class F, bool has_extra>
 void row_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products) {
-  using A = Acc<T>;
-  using G = Gate<A, F, has_extra>;
-  const G gate{F<A>(job.act)};
-  alignas(64) A sum_g[kStrip], sum_gx[kStrip];
-  in_runs(t.c0, t.c1, kStrip, [&](int64_t c0, int64_t width) {
-    const int64_t i = t.n * job.table.row + c0;
-    const A *centers = job.table.center + i, *scales = job.table.scale + i, *shifts = job.table.shift + i;
-    in_runs(t.s0, t.s1, kRows, [&](int64_t s0, int64_t rows) {
-      std::fill_n(sum_g, width, A(0)), std::fill_n(sum_gx, width, A(0));
-      in_bundles<F<A>::kBundle>(s0, s0 + rows, [&](int64_t s, auto size) {
-        const Bundle<size, const T> g(job.g, t.n, c0, s), x(job.x, t.n, c0, s), extra(job.extra, t.n, c0, s);
-        sweep<A>(width, [&](int64_t c, auto lanes) {
-          const Vec<A> center = load(centers + c, lanes);
-          const Vec<A> scale = G::kNeedsSum ? load(scales + c, lanes) : Vec<A>{};
-          const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
-          Vec<A> sum = load(sum_g + c, lanes), product = load(sum_gx + c, lanes);
-          for (int r = 0; r < size; ++r) {
-            const Vec<A> d = load(x.row[r] + c, lanes) - center;
-            const Vec<A> e = has_extra ? load(extra.row[r] + c, lanes) : Vec<A>{};
-            const Vec<A> v = gate(load(g.row[r] + c, lanes), d, scale, shift, e);
-            sum += v;
-            product += v * d;
-          }
-          store(sum_g + c, sum, lanes), store(sum_gx + c, product, lanes);
-        });
-      });
-      for (int64_t c = 0; c < width; ++c) {
-        sums[c0 - t.c0 + c] += sum_g[c];
-        products[c0 - t.c0 + c] += sum_gx[c];
-      }
-    });
-  });
+  const Widened<T> wide(job, t);
+  narrow_reduce_grad<T, F, has_extra>(job, wide.rest, sums, products);
+  if (wide.times == 1) return;
+  double s[wide.kMost] = {}, p[wide.kMost] = {};
+  narrow_reduce_grad<T, F, has_extra>(wide.job, wide.tile, s, p);
+  for (int64_t i = 0; i < wide.times * wide.width; i += wide.width)
+    for (int64_t c = 0; c < wide.width; ++c) sums[c] += s[i + c], products[c] += p[i + c];
 }
 
 template <class T, template <class> class F, bool has_extra>
-void row_apply_grad(const Job<T>& job, const Tile& t) {
+void narrow_apply_grad(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   using G = Gate<A, F, has_extra>;
   const G gate{F<A>(job.act)};
@@ -130,6 +235,7 @@ void row_apply_grad(const Job<T>& job, const Tile& t) {
   in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
     const Bundle<size, const T> g(job.g, t.n, t.c0, s), x(job.x, t.n, t.c0, s), extra(job.extra, t.n, t.c0, s);
     const Bundle<size, T> out(job.out, t.n, t.c0, s), extra_grad(job.extra_grad, t.n, t.c0, s);
+    const Out<T> put(job.stream, out.row[0], job.out.by.s);
     sweep<A>(width, [&](int64_t c, auto lanes) {
       const Vec<A> center = load(centers + c, lanes), scale = load(scales + c, lanes);
       const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
@@ -139,7 +245,7 @@ void row_apply_grad(const Job<T>& job, const Tile& t) {
         const Vec<A> e = has_extra ? load(extra.row[r] + c, lanes) : Vec<A>{};
         const Vec<A> v = gate(load(g.row[r] + c, lanes), d, scale, shift, e);
         if constexpr (has_extra) store(extra_grad.row[r] + c, v, lanes);
-        store(out.row[r] + c, v * scale + (d * slope + offset), lanes);
+        put(out.row[r] + c, v * scale + (d * slope + offset), lanes);
       }
     });
   });

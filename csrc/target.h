@@ -4,11 +4,14 @@ template <class T, template <class> class F> constexpr void list(Kernels<T>& pla
   const int i = int(act);
   planes.scale_shift[i][0] = plane_scale_shift<T, F, false>, planes.scale_shift[i][1] = plane_scale_shift<T, F, true>;
   planes.reduce_grad[i][0] = plane_reduce_grad<T, F, false>, planes.apply_grad[i][0] = plane_apply_grad<T, F, false>;
-  rows.scale_shift[i][0] = row_scale_shift<T, F, false>, rows.scale_shift[i][1] = row_scale_shift<T, F, true>;
-  rows.reduce_grad[i][0] = row_reduce_grad<T, F, false>, rows.apply_grad[i][0] = row_apply_grad<T, F, false>;
+  rows.scale_shift[i][0] = widened<T, narrow_scale_shift<T, F, false>>;
+  rows.scale_shift[i][1] = widened<T, narrow_scale_shift<T, F, true>>;
+  rows.reduce_grad[i][0] = row_reduce_grad<T, F, false>;
+  rows.apply_grad[i][0] = widened<T, narrow_apply_grad<T, F, false>>;
   if (act == Act::none) return;  // without an activation the residual's gradient is g itself
   planes.reduce_grad[i][1] = plane_reduce_grad<T, F, true>, planes.apply_grad[i][1] = plane_apply_grad<T, F, true>;
-  rows.reduce_grad[i][1] = row_reduce_grad<T, F, true>, rows.apply_grad[i][1] = row_apply_grad<T, F, true>;
+  rows.reduce_grad[i][1] = row_reduce_grad<T, F, true>;
+  rows.apply_grad[i][1] = widened<T, narrow_apply_grad<T, F, true>>;
 }
 
 template <class T> Layouts<T> list() {

@@ -59,12 +59,12 @@ inline Sizes packed_strides(const Tensor& x, const Layout& layout) {
   return packed;
 }
 
-// The C library maps blocks of 32 MB and more anew each time, and touching them page by page takes longer than
-// all arithmetic here. Linux gives 2 MB at a time if asked.
+// The C library maps large blocks anew, those of 32 MB and more each time, and touching them page by page takes
+// longer than all arithmetic here. Linux gives 2 MB at a time if asked.
 inline void advise_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
-  constexpr int64_t kMapped = 32 << 20, kPage = 2 << 20;
-  if (bytes < kMapped) return;
+  constexpr int64_t kLarge = 4 << 20, kPage = 2 << 20;
+  if (bytes < kLarge) return;
   const auto begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);

@@ -148,6 +148,27 @@ template <class T> inline void store(T* p, VecFor<T> v, int n) {
 #endif
 }
 
+// Stores whole vectors past the cache: what is written is not needed soon, and need not be read first. Only where
+// all addresses are multiples of the vector's size.
+template <class T> struct Out {
+  bool past;
+  Out(bool wanted, const T* first, int64_t step)
+      : past(wanted && aligned(reinterpret_cast<intptr_t>(first)) && aligned(step * int64_t(sizeof(T)))) {}
+  static bool aligned(int64_t bytes) { return VECTOR_BYTES > 16 && bytes % int64_t(sizeof(Raw<T>)) == 0; }
+  void operator()(T* p, VecFor<T> v, int n) const { store(p, v, n); }
+  void operator()(T* p, VecFor<T> v, Full) const {
+#if VECTOR_BYTES > 16
+    const Raw<T> raw = to_stored<T>(v);
+    if (!past) __builtin_memcpy(p, &raw, sizeof raw);
+    else if constexpr (sizeof raw == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits<__m512i>(raw));
+    else if constexpr (sizeof raw == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits<__m256i>(raw));
+    else _mm_stream_si128(reinterpret_cast<__m128i*>(p), bits<__m128i>(raw));
+#else
+    store(p, v);
+#endif
+  }
+};
+
 template <class A, int bytes = kBytes> inline A sum(typename Lanes<A, bytes>::type v) {
   if constexpr (bytes == sizeof(A)) {
     return v[0];
@@ -156,6 +177,34 @@ template <class A, int bytes = kBytes> inline A sum(typename Lanes<A, bytes>::ty
     __builtin_memcpy(half, &v, bytes);
     return sum<A, bytes / 2>(half[0] + half[1]);
   }
+}
+
+// Lane i of the result is lane from[i] of v.
+template <class V, class I> inline V exchange(V v, I from) {
+#if defined(__clang__)
+  V moved;
+  for (size_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) moved[i] = v[from[i]];
+  return moved;
+#else
+  return __builtin_shuffle(v, from);
+#endif
+}
+
+// Lane i of the result is the sum of all lanes of v[i]; v is used up. Halves of two vectors are exchanged and added.
+template <class A> inline Vec<A> lane_by_lane(Vec<A> (&v)[kWidth<A>]) {
+  using Int = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  Vec<Int> lane;
+  for (int i = 0; i < kWidth<A>; ++i) lane[i] = i;
+#pragma GCC unroll 8
+  for (int half = kWidth<A> / 2; half >= 1; half /= 2) {
+    const auto upper = (lane & Int(half)) != 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      const Vec<A> kept = upper ? v[i + half] : v[i], given = upper ? v[i] : v[i + half];
+      v[i] = kept + exchange(given, lane ^ Int(half));
+    }
+  }
+  return v[0];
 }
 
 // exp to about one unit in the last place (Cephes); a NaN stays one.

@@ -249,5 +249,10 @@ def test_refusals_say_what_was_wrong():
         kernels.moments(x.int())
     with pytest.raises(RuntimeError, match=r"must be \(N, C, \*spatial\), got 1 dimensions"):
         kernels.moments(x[0, 0, 0])
+    mean = var = torch.ones(2, 2)
+    with pytest.raises(RuntimeError, match=r"extra needs an activation; without one .* so leave extra out"):
+        kernels.norm_backward(x, x, mean, var, None, None, 2, 1e-5, extra=x)
+    with pytest.raises(RuntimeError, match="extra must have the shape of the input"):
+        kernels.norm_backward(x, x, mean, var, None, None, 2, 1e-5, extra=x[:1], act=kernels.RELU)
     with pytest.raises(ValueError, match=r"at least 0, got -0\.1; use the reference"):
         kernels.leaky_relu(-0.1)
