@@ -17,7 +17,7 @@ ZOO := $(ZOO_VENV)/bin/python
 help: ## Shows this list.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 10
 
-compare: $(LAB) ## Compares five norms at two batch sizes on the digits of scikit-learn (two to four minutes).
+compare: $(LAB) ## Compares five norms at two batch sizes on the digits of scikit-learn (one to two minutes).
 	$(BIN)/normwise compare digits --norm batch --norm instance --norm group:4 --norm layer --norm none \
 	  --batch-size 8 --batch-size 64 --budget 220s --out runs/digits
 

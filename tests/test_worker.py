@@ -41,7 +41,7 @@ class Conversation:
         self.process.stdin.flush()
 
     def order(self, job: Job, key: str = "key") -> None:
-        self.say(pack(job, self.folder) + pickle.dumps((key, TRIAL)))
+        self.say(pack(job, self.folder) + pickle.dumps([(key, TRIAL)]))
 
     def hear(self) -> str:
         assert self.process.stdout
@@ -78,7 +78,7 @@ def test_a_result_is_a_file_before_it_is_an_answer(worker: Conversation) -> None
 
 def test_one_process_runs_one_trial_after_the_other(worker: Conversation) -> None:
     worker.order(lambda trial: Result(trial, measures={"pid": os.getpid()}), "first")
-    worker.say(pickle.dumps(("second", TRIAL)))
+    worker.say(pickle.dumps([("second", TRIAL)]))
     assert [worker.hear() for _ in range(4)] == ["begin", "done"] * 2
     assert worker.result("first").measures == worker.result("second").measures == {"pid": worker.process.pid}
 

@@ -14,9 +14,10 @@ from torch import nn
 from normwise.data import Batches
 from normwise.experiment.evaluate import evaluate
 from normwise.experiment.setting import Setting
+from normwise.experiment.stack_timing import time_stack
 from normwise.experiment.task import Task
 from normwise.experiment.train import Loop, build, environment, own_loop
-from normwise.experiment.trial import Result, Trial, finite
+from normwise.experiment.trial import Result, Trial, UnstackableError, finite
 from normwise.probe.measure import gradient_growth
 from normwise.probe.record import record
 from normwise.surgery.fold import fold
@@ -30,13 +31,18 @@ COMPARED, LOWERED = 10, 0.1
 def calibrate(task: Task, trial: Trial, setting: Setting) -> Result:
     """Times about 20 training steps, one evaluation and the inference of one folded batch.
 
-    With a loop of the user's own, times one epoch of it.
+    With a loop of the user's own, times one epoch of it. With `stack`, times a stack's steps per trial;
+    no measures but a reason where the trials cannot be stacked.
     """
     start = time.perf_counter()
+    reason, measures = "", {}
     with environment(trial):
-        measure = _time_own_loop if task.own_loop is not None else _time_steps
-        measures = measure(task, trial, setting)
-    return Result(trial, measures=finite(**measures), seconds=time.perf_counter() - start)
+        try:
+            measure = time_stack if trial.stack > 1 else _time_steps if task.own_loop is None else _time_own_loop
+            measures = measure(task, trial, setting)
+        except UnstackableError as error:
+            reason = str(error)
+    return Result(trial, reason=reason, measures=finite(**measures), seconds=time.perf_counter() - start)
 
 
 def _time_own_loop(task: Task, trial: Trial, setting: Setting) -> dict[str, float]:

@@ -13,18 +13,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
-
 from normwise.errors import UsageError
 from normwise.experiment import race
 from normwise.experiment.arms import Arm, LeftOut, survey
 from normwise.experiment.content import build_content, configuration, next_step, versions
 from normwise.experiment.drive import Driver, ask, replay
-from normwise.experiment.engine import LocalEngine
-from normwise.experiment.job import Job
+from normwise.experiment.engine import Engine
+from normwise.experiment.engines import open_engine, workers_for
 from normwise.experiment.ledger import Ledger, Lock, require_same
 from normwise.experiment.plan import Plan, first_look_price, parse_budget
-from normwise.experiment.prepare import Ask, default_workers, make_plan, probe_trials
+from normwise.experiment.prepare import Ask, make_plan, probe_trials
 from normwise.experiment.race import CellOutcome
 from normwise.experiment.request import Request
 from normwise.experiment.resolve import resolve
@@ -36,9 +34,6 @@ from normwise.ops import backend
 from normwise.report import console, page
 
 Content = dict[str, Any]
-LONGEST_TRIAL = 24 * 3600.0  # seconds, where the budget is counted in trials
-SHORTEST_LIMIT = 60.0
-MEMORY_SHARE = 0.9  # of the machine's memory, for all workers together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +86,8 @@ def compare(
     precision: str = "fp32",
     workers: int | None = None,
     engine: str = "local",
+    ray_address: str | None = None,
+    stack: str | int = "auto",
     ledger: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -99,7 +96,8 @@ def compare(
 
     `task`: the name of a built-in one, an object with `model()`, `data()` and what else it wants to
     set, `package.module:function` that makes one, or a function `train(trial) -> Scores`. `norms`: spec
-    texts or mappings of patterns. The same `out` continues an interrupted run or extends a finished one.
+    texts or mappings of patterns. `stack`: how many trials are at most trained as one network ("auto": up
+    to 16, where that is faster; "off"). The same `out` continues an interrupted run or extends a finished one.
     Raises UsageError for input that cannot work.
 
     >>> compare("digits", ["batch", "bacth"])
@@ -116,6 +114,8 @@ def compare(
         device=device,
         precision=precision,
         engine=engine,
+        ray_address=ray_address,
+        stack=str(stack),
         ledger=ledger,
         seed=seed,
     )
@@ -150,7 +150,7 @@ def run_request(
         temporary = dry_run and out is None
         folder = Path(stack.enter_context(TemporaryDirectory())) if temporary else _folder(out, task)
         stack.enter_context(Lock(folder))
-        return Session(request, task, folder, workers or default_workers(), stored).run(dry_run)
+        return Session(request, task, folder, workers or workers_for(request), stored).run(dry_run)
 
 
 class Session:
@@ -160,7 +160,7 @@ class Session:
         self.start = time.monotonic()
         self.request, self.task, self.folder, self.workers = request, task, folder, workers
         self.setting = Setting(request.device or "cpu", request.precision or "fp32")
-        same = stored is not None and stored["request"] == request.to_dict()
+        same = stored is not None and Request(**stored["request"]).asks_the_same(request)
         self.stored = stored
         self.stored_plan = Plan.from_dict(stored["plan"]) if stored and same and stored.get("plan") else None
         self.fingerprint = {
@@ -195,7 +195,7 @@ class Session:
                 # an interruption before the plan must be resumable too
                 early = {"request": self.request.to_dict(), "fingerprint": self.fingerprint, "plan": None}
                 write_atomic(self.folder / "config.json", json.dumps(early, indent=1))
-            plan = self.stored_plan or self._new_plan(arms, driver)
+            plan = self.stored_plan or self._plan_of(ledger, arms) or self._new_plan(arms, driver)
             config = self._config(plan, arms, left_out)
             if dry_run:
                 return {"schema": 1, "config": config}
@@ -218,6 +218,14 @@ class Session:
             return False
         return True
 
+    def _plan_of(self, ledger: Ledger, arms: tuple[Arm, ...]) -> Plan | None:
+        """The plan that a shared ledger has for these arms, where the run began in another folder."""
+        if self.stored or not ledger.plans:
+            return None
+        plan = Plan.from_dict(ledger.plans[-1])
+        same = plan.arms == tuple(arm.name for arm in arms) and plan.seed == (self.request.seed or 0)
+        return plan if same and plan.batch_sizes == tuple(self.request.batch_sizes or ()) else None
+
     def _new_plan(self, arms: tuple[Arm, ...], driver: Driver) -> Plan:
         wanted = Ask(
             self.task,
@@ -227,6 +235,7 @@ class Session:
             self.request.delta,
             self.request.seed or 0,
             self.workers,
+            self.request.stack or "auto",
         )
         plan = make_plan(wanted, driver, time.monotonic() - self.start)
         # half of a loop that counts whole epochs may be the whole of it
@@ -244,18 +253,8 @@ class Session:
         config = configuration(self.task, self.request, plan, arms, left_out, self.fingerprint, self.folder)
         return {**config, "workers": self.workers}
 
-    def _engine(self) -> LocalEngine:
-        """Local workers. No trial may take longer than the whole budget, or more than its share of the memory."""
-        budget = parse_budget(self.request.budget or "")
-        return LocalEngine(
-            Job(self.task, self.setting),
-            self.folder,
-            workers=self.workers,
-            key=self._key,
-            seconds_per_trial=LONGEST_TRIAL if budget.in_trials else max(budget.amount, SHORTEST_LIMIT),
-            memory_per_trial=int(MEMORY_SHARE * psutil.virtual_memory().total / self.workers),
-            log=self.folder / "workers.log",
-        )
+    def _engine(self) -> Engine:
+        return open_engine(self.request, self.task, self.setting, self.folder, self.workers, self._key)
 
     def _key(self, trial: Trial) -> str:
         return trial.key(self._identity)

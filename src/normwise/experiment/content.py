@@ -127,6 +127,7 @@ def _row(key: str, result: Result, plan: Plan) -> dict[str, Any]:
         "seed": trial.seed,
         "length": trial.length,
         "onednn": trial.onednn,
+        "stack": trial.stack,
         "kind": trial.kind,
         "stage": stage(result, plan),
         "key": key,

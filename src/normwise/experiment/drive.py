@@ -1,7 +1,8 @@
 """Runs several decision processes at once on one engine: each asks for trials, waits, and decides."""
 
+import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from normwise.experiment.engine import Engine
@@ -66,11 +67,15 @@ class Driver:
         waiting[name] = _Waiting(process, asked, self._submit(asked))
 
     def _submit(self, trials: Iterable[Trial]) -> set[str]:
-        missing = {key: trial for trial in trials if self._unknown(key := self.key(trial))}
-        for key, trial in missing.items():
-            if key not in self.pending:
-                self.pending[key] = trial
-                self.engine.submit(trial)
+        """Queues what is not known. A stack that is known in part is run whole: a run that goes on after an
+        interruption then groups its trials, and rounds, as the undisturbed one."""
+        asked = list(dict.fromkeys(trials))
+        missing = {key: trial for trial in asked if self._unknown(key := self.key(trial))}
+        new = {trial for key, trial in missing.items() if key not in self.pending}
+        self.pending.update({self.key(trial): trial for trial in new})
+        for stack in stacks(asked):
+            if not new.isdisjoint(stack):
+                self.engine.submit(*stack)
         return set(missing)
 
     def _result(self, key: str) -> Result:
@@ -88,15 +93,31 @@ class Driver:
         if not any(wait.missing for wait in waiting.values()):
             return
         result = self.engine.next(timeout=1.0)
-        if result is not None:
-            key = self.key(result.trial)
+        if result is not None and (key := self.key(result.trial)) in self.pending:
             self.ledger.add(key, result)
             self.found[key] = result
-            self.pending.pop(key, None)
+            del self.pending[key]
             self.done.append(result)
             for wait in waiting.values():
                 wait.missing.discard(key)
         self.watch(self)
+
+
+def stacks(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials that may be trained as one network together, in the order in which each group begins.
+
+    Those of one arm, batch size and length; where they are more than their `stack` allows, in groups as
+    equal as can be. It depends on the trials alone, never on workers or time.
+
+    >>> [len(each) for each in stacks(Trial("batch", 8, 0.1, seed, stack=4) for seed in range(10))]
+    [4, 3, 3]
+    """
+    alike: dict[Trial, list[Trial]] = {}
+    for trial in trials:
+        together = trial.stack > 1 and trial.kind == "train"
+        alike.setdefault(replace(trial, learning_rate=0.0, seed=0) if together else trial, []).append(trial)
+    parts = ((group, math.ceil(len(group) / max(1, group[0].stack))) for group in alike.values())
+    return [group[first::number] for group, number in parts for first in range(number)]
 
 
 def replay(process: Process, results: Mapping[Trial, Result]) -> Any | None:

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from normwise.errors import UsageError
-from normwise.experiment.process import Death, Limits, WorkerError, WorkerProcess, pack
+from normwise.experiment.process import Death, Limits, Order, WorkerError, WorkerProcess, pack
 from normwise.experiment.trial import Result, Trial
-from normwise.files import write_atomic
+from normwise.files import discard_partial, write_atomic
 
 ATTEMPTS = 2  # of a trial, where its worker dies
 FALSE_STARTS = 3  # of workers that die in a row before they begin a trial
@@ -25,8 +25,8 @@ SECONDS_BETWEEN_CHECKS = 0.5
 class Engine(Protocol):
     """Runs trials somewhere. A context manager; leaving it ends whatever still runs."""
 
-    def submit(self, trial: Trial) -> None:
-        """Queues a trial: first in, first begun."""
+    def submit(self, *trials: Trial) -> None:
+        """Queues a trial, or several that are trained as one where the job can: first in, first begun."""
         ...
 
     def next(self, timeout: float | None = None) -> Result | None:
@@ -47,11 +47,13 @@ class Engine(Protocol):
 class LocalEngine:
     """Runs trials in worker processes of this machine, one thread each.
 
-    `job` is any callable from a Trial to a Result that cloudpickle can pickle. Each result is left as
+    `job` is any callable from a Trial to a Result that cloudpickle can pickle; trials submitted together go
+    to its method `stack(trials)`, a generator of their results, where it has one. Each result is left as
     `folder/trials/<key>.json` before `next` returns it. What the job prints goes to `log`. A worker that
     dies is replaced and its trial tried once more, then recorded as failed with the reason; the same
     holds for a trial over its limit (`seconds_per_trial`; `memory_per_trial` in bytes, of the whole
-    process, PyTorch and data included).
+    process, PyTorch and data included). Of a stack that fails so, what is not finished is then run one
+    trial at a time.
 
     >>> trial = Trial("batch", 8, 0.1, seed=3)
     >>> job = lambda trial: Result(trial, measures={"judge": trial.seed / 4})
@@ -81,7 +83,7 @@ class LocalEngine:
         self._trials.mkdir(exist_ok=True)
         self._log_path = log
         self._log = log.open("ab", buffering=0)
-        self._pending: SimpleQueue[tuple[str, Trial] | None] = SimpleQueue()
+        self._pending: SimpleQueue[Order | None] = SimpleQueue()
         self._finished: SimpleQueue[Result | BaseException] = SimpleQueue()
         self._under_way = 0
         self._lock = Lock()
@@ -92,10 +94,10 @@ class LocalEngine:
         for thread in (*self._slots, self._watch):
             thread.start()
 
-    def submit(self, trial: Trial) -> None:
-        """Queues a trial: first in, first begun."""
-        self._under_way += 1
-        self._pending.put((self._key(trial), trial))
+    def submit(self, *trials: Trial) -> None:
+        """Queues a trial, or several that are trained as one where the job can: first in, first begun."""
+        self._under_way += len(trials)
+        self._pending.put([(self._key(trial), trial) for trial in trials])
 
     def next(self, timeout: float | None = None) -> Result | None:
         """The next finished trial; `None` after `timeout` seconds, or at once when nothing is under way."""
@@ -136,33 +138,50 @@ class LocalEngine:
         """The life of a worker and its successors, in a thread of its own."""
         try:
             self._start(slot)
-            for key, trial in iter(self._pending.get, None):
-                self._finished.put(self._complete(slot, key, trial))
+            for order in iter(self._pending.get, None):
+                for result in self._complete(slot, order):
+                    self._finished.put(result)
         except _ClosingError:
             pass
         except BaseException as error:
             self._finished.put(error)
 
-    def _complete(self, slot: int, key: str, trial: Trial) -> Result:
-        """Runs a trial until there is a result to it, if only a failed one."""
-        path = self._trials / f"{key}.json"
-        path.unlink(missing_ok=True)
+    def _complete(self, slot: int, order: Order) -> list[Result]:
+        """Runs an order until there is a result to each of its trials, if only a failed one."""
+        for key, _ in order:
+            self._file(key).unlink(missing_ok=True)
+        reasons = self._attempts(slot, order)
+        missing = [entry for entry in order if not self._file(entry[0]).exists()]
+        if missing and len(order) > 1:  # one of them may be at fault: the others get their results
+            for entry in missing:
+                self._complete(slot, [entry])
+        elif missing:
+            reason = f"{'; then '.join(dict.fromkeys(reasons))} ({ATTEMPTS} attempts)"
+            write_atomic(self._file(order[0][0]), Result(order[0][1], "failed", reason).to_json())
+        for key, _ in order:
+            discard_partial(self._file(key))
+        return [Result.from_json(self._file(key).read_text()) for key, _ in order]
+
+    def _attempts(self, slot: int, order: Order) -> list[str]:
+        """Runs an order as it is, again if the worker dies; returns why it died, if that was so each time."""
         reasons: list[str] = []
         false_starts = 0
         while len(reasons) < ATTEMPTS:
-            death = self._workers[slot].run(key, trial)
+            death = self._workers[slot].run(order)
             if death:
-                self._replace(slot, death, trial)
-            if not death or path.exists():
-                return Result.from_json(path.read_text())
+                self._replace(slot, death, order)
+            if not death or all(self._file(key).exists() for key, _ in order):
+                return []
             if death.begun:
                 reasons.append(death.reason)
+                if death.over_limit and len(order) > 1:
+                    break
             elif (false_starts := false_starts + 1) == FALSE_STARTS:
                 raise WorkerError(self._hopeless(death))
-        reason = "; then ".join(dict.fromkeys(reasons))
-        result = Result(trial, "failed", f"{reason} ({ATTEMPTS} attempts)")
-        write_atomic(path, result.to_json())
-        return result
+        return reasons
+
+    def _file(self, key: str) -> Path:
+        return self._trials / f"{key}.json"
 
     def _start(self, slot: int) -> None:
         with self._lock:
@@ -171,10 +190,11 @@ class LocalEngine:
             worker = self._workers[slot] = WorkerProcess(self._log)
         worker.send(self._setup)
 
-    def _replace(self, slot: int, death: Death, trial: Trial) -> None:
+    def _replace(self, slot: int, death: Death, order: Order) -> None:
         self._workers[slot].close()
         if not self._closing.is_set():
-            self._log.write(f"normwise: {death.reason}; it had {trial}\n".encode())
+            had = ", ".join(str(trial) for _, trial in order)
+            self._log.write(f"normwise: {death.reason}; it had {had}\n".encode())
         self._start(slot)
 
     def _check_limits(self) -> None:

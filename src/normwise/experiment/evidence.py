@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from normwise.experiment.arms import Arm
 from normwise.experiment.plan import Plan
-from normwise.experiment.trial import Result, Trial
+from normwise.experiment.trial import Result
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,8 @@ class Evidence:
 
     def race(self, arm: str, batch_size: int) -> dict[int, Result]:
         """The results of the race by seed: full length, chosen rate, fresh seeds."""
-        rate, kernels = self.rates[arm, batch_size], self.plan.onednn.get((arm, batch_size), True)
-        raced = {
-            Trial(arm, batch_size, rate, seed, onednn=kernels) for seed in self.plan.race_seeds(self.plan.looks[-1])
-        }
+        rate, seeds = self.rates[arm, batch_size], self.plan.race_seeds(self.plan.looks[-1])
+        raced = {self.plan.trial(arm, batch_size, rate, seed) for seed in seeds}
         return {r.trial.seed: r for r in self.results if r.trial in raced}
 
     def of_kind(self, kind: str, arm: str, batch_size: int) -> list[Result]:

@@ -1,9 +1,13 @@
 """What a worker process runs: any kind of trial of one task."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from normwise.experiment.calibrate import calibrate, probe
+from normwise.experiment.checkpoint import SECONDS, Checkpoint
 from normwise.experiment.setting import Setting
+from normwise.experiment.stacked_train import train_stack
 from normwise.experiment.task import Task
 from normwise.experiment.train import train
 from normwise.experiment.trial import Result, Trial
@@ -17,6 +21,17 @@ class Job:
 
     task: Task
     setting: Setting
+    checkpoint_seconds: float = SECONDS
 
     def __call__(self, trial: Trial) -> Result:
         return RUN[trial.kind](self.task, trial, self.setting)
+
+    def resume(self, trial: Trial, path: Path) -> Result:
+        """The same, on from what a killed attempt left at `path`; with a loop of the user's own from the start."""
+        if trial.kind != "train":
+            return self(trial)
+        return train(self.task, trial, self.setting, Checkpoint(path, trial, self.checkpoint_seconds))
+
+    def stack(self, trials: Sequence[Trial]) -> Iterator[Result]:
+        """The results of trials of one arm, batch size and length, trained as one network."""
+        return train_stack(self.task, trials, self.setting)

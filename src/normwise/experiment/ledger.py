@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from normwise.errors import UsageError
 from normwise.experiment.storage import Store, open_store, open_study, record, study_name
 from normwise.experiment.trial import Result, Trial
+from normwise.files import discard_partial
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -103,6 +104,7 @@ class Ledger:
                     continue
                 self.add(path.stem, result)
             path.unlink(missing_ok=True)
+            discard_partial(path)
         return len(self.results) - before
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from normwise.experiment.trial import Trial
 
 USED_SHARE = 0.8  # of the budget: the rest is for what timing cannot foresee
 Cell = tuple[str, int]
+PER_CELL = ("onednn", "price", "stack")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Plan:
 
     `rates` maps a batch size to its grid of learning rates (ascending, a factor of 3 apart); `costs`
     maps an arm to its inference cost (bytes plus operations of its norms after folding); `onednn`
-    maps (arm, batch size) to the choice of convolution kernels; `price` is what a full-length trial
+    maps (arm, batch size) to the choice of convolution kernels for a network alone, `stack` to how many
+    trials are at most trained as one network (1, or no entry: none); `price` is what a full-length trial
     of a cell costs and `allowance` what a batch size may spend after its first look, in the same
     unit (core-seconds as timed in the calibration, or trials). Scores are fractions; `delta` is in
     their unit.
@@ -43,6 +45,13 @@ class Plan:
     failed_score: float = 0.0
     price: dict[Cell, float] = field(default_factory=dict)
     allowance: dict[int, float] = field(default_factory=dict)
+    stack: dict[Cell, int] = field(default_factory=dict)
+
+    def trial(self, arm: str, batch_size: int, rate: float, seed: int, length: float = 1.0) -> Trial:
+        """A training run as this plan has it: stacked or alone, with which kernels."""
+        stack = self.stack.get((arm, batch_size), 1)
+        onednn = stack > 1 or self.onednn.get((arm, batch_size), True)
+        return Trial(arm, batch_size, rate, seed, length, onednn, stack=stack)
 
     # Tuning seeds never meet race seeds: each stage has its own thousand.
     def short_seeds(self) -> range:
@@ -67,7 +76,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: cells become rows of arm, batch size, value."""
         content = dataclasses.asdict(self)
-        for name in ("onednn", "price"):
+        for name in PER_CELL:
             content[name] = [[arm, size, value] for (arm, size), value in content[name].items()]
         for name in ("rates", "allowance"):
             content[name] = [[size, value] for size, value in content[name].items()]
@@ -77,7 +86,7 @@ class Plan:
     def from_dict(cls, content: dict[str, Any]) -> "Plan":
         """Reads what `to_dict` wrote."""
         content = dict(content)
-        for name in ("onednn", "price"):
+        for name in PER_CELL:
             content[name] = {(arm, size): value for arm, size, value in content[name]}
         content["rates"] = {size: tuple(grid) for size, grid in content["rates"]}
         content["allowance"] = {size: value for size, value in content["allowance"]}

@@ -1,6 +1,7 @@
 """From a request to a plan: times every cell for a few steps and cuts the comparison to the budget."""
 
 import itertools
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 from normwise.errors import UsageError
 from normwise.experiment.arms import Arm
 from normwise.experiment.drive import Driver, ask
-from normwise.experiment.plan import Budget, Plan, fit_to_budget, grid_around
-from normwise.experiment.request import parse_delta
+from normwise.experiment.plan import Budget, Cell, Plan, fit_to_budget, grid_around
+from normwise.experiment.request import parse_delta, parse_stack
 from normwise.experiment.task import Task
 from normwise.experiment.trial import Result, Trial
 
@@ -17,6 +18,10 @@ CALIBRATION_SEED = 9_000
 PROBE_SEEDS = 4
 # Start of the workers, probes, report: wall seconds that are no trial of the race (measured on digits).
 START, PROBES_PER_ARM, REPORT = 6.0, 1.5, 6.0
+
+
+Way = tuple[bool, int]  # oneDNN, stack
+ALONE: tuple[Way, ...] = ((True, 1), (False, 1))
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Ask:
     delta: str | None
     seed: int
     workers: int
+    stack: str = "auto"
 
 
 def make_plan(wanted: Ask, driver: Driver, elapsed: float) -> Plan:
@@ -41,16 +47,20 @@ def make_plan(wanted: Ask, driver: Driver, elapsed: float) -> Plan:
     rates = {size: grid_around(wanted.task.lr, size) for size in sizes}
     base = _base(wanted)
     cells = list(itertools.product(names, sizes))
-    kernels = (True,) if wanted.task.own_loop is not None else (True, False)
+    ways = _ways(wanted)
     trials = {
-        (cell, onednn): Trial(cell[0], cell[1], rates[cell[1]][2], base + CALIBRATION_SEED, 1.0, onednn, "calibrate")
+        (cell, way): Trial(
+            cell[0], cell[1], rates[cell[1]][2], base + CALIBRATION_SEED, 1.0, way[0], "calibrate", way[1]
+        )
         for cell in cells
-        for onednn in kernels
+        for way in ways
     }
     times = driver.run({"calibrate": ask(list(trials.values()))})["calibrate"]
     seconds = {which: _full_length(times[trial]) for which, trial in trials.items()}
-    onednn = {cell: min(kernels, key=lambda kernel, cell=cell: seconds[cell, kernel]) for cell in cells}
-    price = {cell: 1.0 if wanted.budget.in_trials else seconds[cell, onednn[cell]] for cell in cells}
+    alone = {cell: min(ALONE, key=lambda way, cell=cell: seconds.get((cell, way), math.inf)) for cell in cells}
+    chosen = {cell: _chosen(cell, alone[cell], ways, seconds, wanted.stack) for cell in cells}
+    onednn = {cell: way[0] for cell, way in alone.items()}
+    price = {cell: 1.0 if wanted.budget.in_trials else seconds[cell, chosen[cell]] for cell in cells}
     plan = Plan(
         arms=names,
         batch_sizes=sizes,
@@ -62,6 +72,7 @@ def make_plan(wanted: Ask, driver: Driver, elapsed: float) -> Plan:
         higher_is_better=wanted.task.higher_is_better,
         failed_score=wanted.task.failed_score,
         price=price,
+        stack={cell: stack for cell, (_, stack) in chosen.items() if stack > 1},
     )
     calibration = sum(result.seconds for result in times.values()) / wanted.workers
     overhead = START + REPORT + PROBES_PER_ARM * len(names) + max(elapsed, calibration)
@@ -72,7 +83,27 @@ def _base(wanted: Ask) -> int:
     return wanted.seed * 10_000
 
 
+def _ways(wanted: Ask) -> tuple[Way, ...]:
+    """With and without oneDNN alone; stacked only with it, as grouped convolutions are slower without."""
+    if wanted.task.own_loop is not None:
+        return ALONE[:1]
+    largest, _ = parse_stack(wanted.stack)
+    return ALONE if largest == 1 else (*ALONE, (True, largest))
+
+
+def _chosen(cell: Cell, alone: Way, ways: tuple[Way, ...], seconds: dict[tuple[Cell, Way], float], stack: str) -> Way:
+    """The stack where it can be had and, unless the user named a number, was timed to be faster."""
+    last = ways[-1]
+    if last[1] == 1 or math.isinf(seconds[cell, last]):
+        return alone
+    _, by_timing = parse_stack(stack)
+    return alone if by_timing and seconds[cell, last] >= seconds[cell, alone] else last
+
+
 def _full_length(result: Result) -> float:
+    """The seconds of a full-length trial; infinite where trials of this kind cannot be stacked."""
+    if "full_length" not in result.measures and result.trial.stack > 1:
+        return math.inf
     if "full_length" not in result.measures:
         trial = result.trial
         reason = (result.reason.splitlines() or ["no reason was given"])[0]

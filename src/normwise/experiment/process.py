@@ -28,15 +28,23 @@ class WorkerError(RuntimeError):
     """Workers cannot do their work at all; the message says why, or ends with the end of the log."""
 
 
+Order = list[tuple[str, Trial]]  # one trial with its key, or several that are trained as one
+
+
 class Death(NamedTuple):
-    """How a worker process ended, and whether it had begun the trial it was given."""
+    """How a worker process ended, whether it had begun its order, and whether it was over a limit."""
 
     reason: str
     begun: bool
+    over_limit: bool = False
 
 
 class Limits(NamedTuple):
-    """What one trial may use; `None` is no limit. The memory is that of its whole process."""
+    """What one trial may use; `None` is no limit. The memory is that of its whole process.
+
+    An order of several trials may take as long as these one after the other, but no more memory than one:
+    the process shares the machine's memory with others, whatever it runs.
+    """
 
     seconds: float | None = None
     bytes: int | None = None
@@ -58,6 +66,7 @@ class WorkerProcess:
         self._usage = psutil.Process(self._process.pid)
         self._lock = Lock()
         self._begun: float | None = None
+        self._trials = 1
         self._why = ""
 
     def send(self, message: bytes) -> None:
@@ -68,9 +77,10 @@ class WorkerProcess:
             stdin.write(message)
             stdin.flush()
 
-    def run(self, key: str, trial: Trial) -> Death | None:
-        """Runs a trial; returns when its result has been handed over, or how the worker died instead."""
-        self.send(pickle.dumps((key, trial)))
+    def run(self, order: Order) -> Death | None:
+        """Runs an order; returns when all its results have been handed over, or how the worker died instead."""
+        self._trials = len(order)
+        self.send(pickle.dumps(order))
         assert self._process.stdout
         for line in self._process.stdout:
             answer = line.decode().strip()
@@ -82,7 +92,7 @@ class WorkerProcess:
                 return None
             else:
                 raise WorkerError(f"a worker stopped: {answer.removeprefix('stop ')}")
-        return Death(self._bury(), self._begun is not None)
+        return Death(self._bury(), self._begun is not None, bool(self._why))
 
     def check(self, limits: Limits) -> None:
         """Kills the worker when its trial is over a limit, and its children when it is dead."""
@@ -108,7 +118,7 @@ class WorkerProcess:
                 pipe.close()
 
     def _excess(self, limits: Limits, seconds: float) -> str:
-        if limits.seconds is not None and seconds > limits.seconds:
+        if limits.seconds is not None and seconds > limits.seconds * self._trials:
             return f"over the limit of {limits.seconds:g} seconds per trial"
         if limits.bytes is not None and self._usage.memory_info().rss > limits.bytes:
             return f"over the limit of {limits.bytes / 2**20:.0f} MiB of memory per trial"
@@ -138,20 +148,24 @@ def pack(job: Callable[[Trial], Result], trials: Path) -> bytes:
     >>> type(pack(Result, Path("trials")))
     <class 'bytes'>
     """
+    setup: dict[str, Any] = {
+        "path": [os.path.abspath(entry) for entry in sys.path],
+        "pythonpath": os.environ.get("PYTHONPATH"),
+        "trials": str(trials.resolve()),
+        "job": pickle_job(job),
+    }
+    return pickle.dumps(setup)
+
+
+def pickle_job(job: Callable[[Trial], Result]) -> bytes:
+    """A job as it travels to a worker, or a UsageError that says what keeps it from it."""
     try:
-        pickled = cloudpickle.dumps(job)
+        return cloudpickle.dumps(job)
     except Exception as error:
         raise UsageError(
             f"the task must fit through a pipe to the worker processes, but pickling it failed ({error}); "
             "make in its functions what cannot be pickled, such as locks, open files and connections"
         ) from error
-    setup: dict[str, Any] = {
-        "path": [os.path.abspath(entry) for entry in sys.path],
-        "pythonpath": os.environ.get("PYTHONPATH"),
-        "trials": str(trials.resolve()),
-        "job": pickled,
-    }
-    return pickle.dumps(setup)
 
 
 def signal_name(number: int) -> str:

@@ -145,7 +145,9 @@ def connect(address: str | None, workers: int) -> tuple[Any, bool]:
     try:
         if address:
             reach(address)
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else here))
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else here)
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--ray-address must be that of a running Ray cluster, got {address} ({error}); "
@@ -236,6 +238,10 @@ class _Packed:
 
     def __call__(self, trial: Trial) -> Result:
         return self._job()(trial)
+
+    def resume(self, trial: Trial, path: Path) -> Result:
+        job = self._job()
+        return job.resume(trial, path) if hasattr(job, "resume") else job(trial)
 
     def stack(self, trials: list[Trial]) -> Any:
         job = self._job()

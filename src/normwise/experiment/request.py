@@ -21,8 +21,11 @@ DEFAULTS: dict[str, Any] = {
     "device": "cpu",
     "precision": "fp32",
     "engine": "local",
+    "stack": "auto",
     "seed": 0,
 }
+LARGEST_STACK = 16
+ENGINES = ("local", "ray")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -41,6 +44,8 @@ class Request:
     device: str | None = None
     precision: str | None = None
     engine: str | None = None
+    ray_address: str | None = None
+    stack: str | None = None
     ledger: str | None = None
     seed: int | None = None
 
@@ -55,6 +60,8 @@ class Request:
         if not replace_lists:
             for name in said.keys() & {"norms", "batch_sizes"}:
                 said[name] = list(dict.fromkeys([*(getattr(earlier, name) or ()), *said[name]]))
+        if self.engine == "local":
+            said["ray_address"] = None
         return dataclasses.replace(earlier, **said)
 
     def complete(self, from_python: bool = False) -> "Request":
@@ -76,14 +83,22 @@ class Request:
             raise UsageError(f"batch sizes must be positive whole numbers, got {min(sizes)}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.engine != "local":
-            raise UsageError(f"engine must be local, got {self.engine!r}")
+        if self.engine not in ENGINES:
+            raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.ray_address and self.engine != "ray":
+            raise UsageError(f"ray_address {self.ray_address} needs the engine ray, got {self.engine!r}")
+        parse_stack(self.stack or "auto")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs must be a positive number, got {self.epochs}")
         try:
             torch.empty(0, device=self.device)
         except Exception as error:
             raise UsageError(f"device must be one that PyTorch has here, got {self.device!r}: {error}") from error
+
+    def asks_the_same(self, other: "Request") -> bool:
+        """Whether both ask for the same experiment; where trials run and are recorded is no part of it."""
+        place = {"engine": None, "ray_address": None, "ledger": None}
+        return dataclasses.replace(self, **place) == dataclasses.replace(other, **place)
 
     def to_dict(self) -> dict[str, Any]:
         """As config.json keeps it: without the password of a storage."""
@@ -104,7 +119,7 @@ class Request:
         for name, value in self.to_dict().items():
             if name == "task" or value is None or value == DEFAULTS.get(name):
                 continue
-            flag = {"norms": "norm", "batch_sizes": "batch-size"}.get(name, name)
+            flag = {"norms": "norm", "batch_sizes": "batch-size", "ray_address": "ray-address"}.get(name, name)
             value = without_password(value) if name == "ledger" else value
             for item in value if isinstance(value, list) else [value]:
                 words += [f"--{flag}", shlex.quote(f"{item:g}" if isinstance(item, float) else str(item))]
@@ -124,6 +139,19 @@ def without_password(url: str) -> str:
     'postgresql://me:...@host/runs'
     """
     return re.sub(r"//([^:/@]*):[^@]*@", r"//\1:...@", url)
+
+
+def parse_stack(text: str) -> tuple[int, bool]:
+    """Reads how many trials are trained as one network at most, and whether a timing decides if any are.
+
+    >>> parse_stack("auto"), parse_stack("off"), parse_stack("8")
+    ((16, True), (1, True), (8, False))
+    """
+    if text in ("auto", "off"):
+        return (LARGEST_STACK if text == "auto" else 1), True
+    if not (text.isdecimal() and int(text) > 1):
+        raise UsageError(f"stack must be auto, off, or a number of trials above 1, got {text!r}")
+    return int(text), False
 
 
 def parse_delta(text: str | float | None) -> tuple[float | None, float | None]:

@@ -20,6 +20,7 @@ from normwise.experiment.defaults import CLASSES, DELTAS, VALUES
 from normwise.experiment.fingerprint import same_start
 from normwise.experiment.network import find_network
 from normwise.experiment.task import LENGTH, LoopSettings, Task
+from normwise.experiment.tasks import TASKS
 from normwise.experiment.try_out import make_model, try_out
 from normwise.loading import call, describe, hint, load_object, required_parameters
 
@@ -65,10 +66,13 @@ def _understand(task: Any) -> tuple[str, Said | Callable[[Any], Any]]:
     if task is None:
         return "task", {}
     if isinstance(task, str):
+        if task in TASKS:
+            return _attributes(task, TASKS[task](), task)
         if task.partition(":")[0] in BUILT_IN:
             return task.partition(":")[0], {"data": task}
         if ":" not in task:
-            raise UsageError(f"unknown task {task!r}; known: {', '.join(BUILT_IN)}, {FORMS}{hint(task, BUILT_IN)}")
+            known = [*BUILT_IN, *TASKS]
+            raise UsageError(f"unknown task {task!r}; known: {', '.join(known)}, {FORMS}{hint(task, known)}")
         return _made(task.rpartition(":")[2], task, load_object(task))
     if isinstance(task, type) or (callable(task) and not isinstance(task, nn.Module) and not hasattr(task, "model")):
         name = getattr(task, "__name__", type(task).__name__)

@@ -156,7 +156,7 @@ def _failures(e: Evidence, arm: Arm, size: int) -> Cell:
 def _timed(e: Evidence, arm: Arm, size: int, name: str) -> Cell:
     chosen = e.plan.onednn.get((arm.name, size), True)
     for result in e.of_kind("calibrate", arm.name, size):
-        if result.trial.onednn == chosen and name in result.measures:
+        if result.trial.onednn == chosen and result.trial.stack == 1 and name in result.measures:
             low, high = result.measures[f"{name}_low"], result.measures[f"{name}_high"]
             value = result.measures[name]
             return cell(value, f"{1e3 * value:.2f} ({1e3 * low:.2f} to {1e3 * high:.2f})", low, high)

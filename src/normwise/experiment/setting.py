@@ -38,7 +38,8 @@ class _Placed:
     device: str
 
     def __iter__(self) -> Iterator[Any]:
-        return (_move(batch, self.device) for batch in self.inner)
+        inner = iter(self.inner)  # now: it draws the order of the pass
+        return (_move(batch, self.device) for batch in inner)
 
     def __len__(self) -> int:
         return len(self.inner)

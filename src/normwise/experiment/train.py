@@ -2,8 +2,9 @@
 
 import contextlib
 import math
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from normwise.data import Batches
 from normwise.errors import UsageError
+from normwise.experiment.checkpoint import Checkpoint, Network, RandomNumbers, Stateful, Stream, UnusableError
 from normwise.experiment.evaluate import evaluate
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
@@ -53,6 +55,12 @@ class Fit:
     curve: list[tuple[float, float | None, float | None]] = field(default_factory=list)
     reason: str = ""
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "curve": self.curve}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.curve = state["losses"], state["curve"]
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -67,17 +75,28 @@ class Loop:
     def steps(self) -> int:
         return max(1, round(self.epochs * len(self.batches)))
 
-    def fit(self, model: nn.Module, rate: float, validation: Batches | None = None) -> Fit:
-        """Trains in place. Stops at the first loss that is not finite and says so in `reason`."""
+    def fit(
+        self,
+        model: nn.Module,
+        rate: float,
+        validation: Batches | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Fit:
+        """Trains in place, on from the checkpoint. Stops at the first loss that is not finite: see `reason`."""
         fit, steps, per_epoch = Fit(), self.steps, len(self.batches)
-        marks = {math.ceil(steps * (i + 1) / CURVE_POINTS) for i in range(CURVE_POINTS)} if validation else set()
+        scored = marks(steps) if validation else set()
         if not per_epoch:
             raise UsageError(f"a split left {len(self.batches.dataset)} training samples, fewer than one batch")
         optimizer = self.task.optimizer(model.parameters(), rate)
-        advance = self._schedule(optimizer, steps)
+        advance, schedule = self._schedule(optimizer, steps)
         model.train()
+        stream = Stream(self.batches)
+        parts: dict[str, Stateful] = {"model": Network(model), "optimizer": optimizer, **schedule, "fit": fit}
+        parts |= {"stream": stream, "random": RandomNumbers()}
+        if checkpoint:
+            checkpoint.resume(parts)
         # zip with the range first: a generator of batches must not draw one too many.
-        for step, batch in zip(range(1, steps + 1), self._forever(), strict=False):
+        for step, batch in zip(range(len(fit.losses) + 1, steps + 1), stream, strict=False):
             advance(step - 1)
             optimizer.zero_grad(set_to_none=True)
             with self.setting.autocast():
@@ -88,15 +107,13 @@ class Loop:
             if not math.isfinite(value):
                 fit.reason = f"training loss {value} at step {step} of {steps}"
                 break
-            if step in marks or step == steps:
+            if step in scored or step == steps:
                 recent = fit.losses[-per_epoch:]
                 score = None if validation is None else self._score(model, validation)
                 fit.curve.append((step / per_epoch, sum(recent) / len(recent), score))
+            if checkpoint and checkpoint.due():
+                checkpoint.save(parts)
         return fit
-
-    def _forever(self) -> Iterator[Any]:
-        while True:
-            yield from self.batches
 
     def _score(self, model: nn.Module, batches: Batches) -> float | None:
         with self.setting.autocast():
@@ -104,11 +121,14 @@ class Loop:
         model.train()
         return score if math.isfinite(score) else None
 
-    def _schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-        """Sets the rate before each step: the task's scheduler, or one-cycle by hand (it costs a microsecond)."""
+    def _schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> tuple[Any, Mapping[str, Stateful]]:
+        """Sets the rate before each step: the task's scheduler, or one-cycle by hand (it costs a microsecond).
+
+        Also what of it has a state.
+        """
         if self.task.schedule is not None:
             scheduler = self.task.schedule(optimizer, steps)
-            return lambda step: scheduler.step() if step else None
+            return lambda step: scheduler.step() if step else None, {"schedule": scheduler}
 
         bases = [group["lr"] for group in optimizer.param_groups]
 
@@ -117,19 +137,40 @@ class Loop:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * factor
 
-        return advance
+        return advance, {}
 
 
-def train(task: Task, trial: Trial, setting: Setting) -> Result:
-    """Runs one trial from its seed to its scores.
+def marks(steps: int) -> set[int]:
+    """The steps after which a point of the learning curve is taken.
+
+    >>> sorted(marks(20))
+    [3, 5, 8, 10, 13, 15, 18, 20]
+    """
+    return {math.ceil(steps * (i + 1) / CURVE_POINTS) for i in range(CURVE_POINTS)}
+
+
+def train(task: Task, trial: Trial, setting: Setting, checkpoint: Checkpoint | None = None) -> Result:
+    """Runs one trial from its seed to its scores, or on from its checkpoint (not with a loop of the user's own).
 
     Diverged: the training loss or a score is not finite, or the final training loss is above the
     initial one. A diverged trial keeps its score if finite, else takes the task's `failed_score`.
     """
     start = time.perf_counter()
-    with environment(trial):
-        run = own_loop if task.own_loop is not None else standard
-        fit, measures = run(task, trial, setting)
+    try:
+        with environment(trial):
+            if task.own_loop is not None:
+                fit, measures = own_loop(task, trial, setting)
+            else:
+                fit, measures = standard(task, trial, setting, checkpoint)
+    except UnusableError as error:
+        print(f"normwise: {error}; the trial begins anew", file=sys.stderr)
+        return train(task, trial, setting, checkpoint)
+    seconds = time.perf_counter() - start + (checkpoint.before if checkpoint else 0.0)
+    return finished(task, trial, fit, measures, seconds)
+
+
+def finished(task: Task, trial: Trial, fit: Fit, measures: dict[str, float], seconds: float) -> Result:
+    """The result of a training run: whether it diverged, and what it then counts as."""
     reason = fit.reason or _divergence(fit, measures)
     if reason:
         measures = {"judge": task.failed_score, "validation": task.failed_score, **measures}
@@ -139,7 +180,7 @@ def train(task: Task, trial: Trial, setting: Setting) -> Result:
         reason=reason,
         measures=measures,
         curve=tuple(fit.curve),
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
     )
 
 
@@ -152,7 +193,9 @@ def _divergence(fit: Fit, measures: dict[str, float]) -> str:
     return ""
 
 
-def standard(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str, float]]:
+def standard(
+    task: Task, trial: Trial, setting: Setting, checkpoint: Checkpoint | None = None
+) -> tuple[Fit, dict[str, float]]:
     """The library's own loop on the task's data, loss, optimizer and schedule."""
     model = build(task, trial.arm, trial.seed, setting.device)
     parts = task.parts(trial.seed)
@@ -160,10 +203,14 @@ def standard(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str,
     loop = Loop(task, setting, batches, task.epochs * trial.length)
     validation = setting.batches(parts.validation, collate=task.collate)
     seed_everything(trial.seed + 1)  # dropout: the arms drew different numbers when they were built
-    fit = loop.fit(model, trial.learning_rate, validation if trial.length >= 1 else None)
-    last = fit.losses[-len(batches) :]
-    measures = finite(first_loss=fit.losses[0], last_loss=sum(last) / len(last), steps=len(fit.losses))
-    return fit, measures | evaluate(task, model, parts, trial, setting)
+    fit = loop.fit(model, trial.learning_rate, validation if trial.length >= 1 else None, checkpoint)
+    return fit, measures_of(fit, len(batches)) | evaluate(task, model, parts, trial, setting)
+
+
+def measures_of(fit: Fit, per_epoch: int) -> dict[str, float]:
+    """The first loss, the mean of the last epoch, the steps."""
+    last = fit.losses[-per_epoch:]
+    return finite(first_loss=fit.losses[0], last_loss=sum(last) / len(last), steps=len(fit.losses))
 
 
 class Handle:

@@ -16,7 +16,10 @@ class Trial:
     """One run of one arm: everything that decides its outcome, given the task.
 
     `length` is a multiple of the task's training length. `onednn` is part of the identity because
-    another convolution kernel rounds differently.
+    another convolution kernel rounds differently, and so is `stack`: the trial is trained in one network
+    with at most so many of its kind (1: alone). With whom is no part of it: it changes rounding at most,
+    and follows from the plan (`drive.stacks`), also when an interrupted run goes on. A calibration with
+    `stack` above 1 times such a network.
 
     >>> Trial("group:8", batch_size=8, learning_rate=0.1, seed=0).length
     1.0
@@ -29,6 +32,7 @@ class Trial:
     length: float = 1.0
     onednn: bool = True
     kind: Kind = "train"
+    stack: int = 1
 
     def key(self, fingerprint: str) -> str:
         """A content hash: the same trial of the same task has the same key on every machine.
@@ -100,3 +104,7 @@ class Scores(NamedTuple):
 
 class Interrupted(Exception):
     """Thrown into a decision process that will get no more results: it returns what it knows."""
+
+
+class UnstackableError(Exception):
+    """These trials cannot be trained as one; the message says why. They are run one at a time instead."""

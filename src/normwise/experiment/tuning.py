@@ -61,10 +61,7 @@ def outside(scores: Mapping[float, float], grid: Iterable[float]) -> list[float]
 def trials(plan: Plan, batch_size: int, rates: Rates, seeds: Iterable[int], length: float = 1.0) -> list[Trial]:
     """Every arm at its rates for every seed; seed by seed, so that an interrupted run is still paired."""
     return [
-        Trial(arm, batch_size, rate, seed, length, plan.onednn[arm, batch_size])
-        for seed in seeds
-        for arm, own in rates.items()
-        for rate in own
+        plan.trial(arm, batch_size, rate, seed, length) for seed in seeds for arm, own in rates.items() for rate in own
     ]
 
 

@@ -1,8 +1,9 @@
-"""A worker process: runs the trials it is given, one at a time, and hands each result over as a file.
+"""A worker process: runs the trials it is given, and hands each result over as a file.
 
 Started by the engine as `python -m normwise.experiment.worker`. Orders come as pickles on standard
-input: first the setup, then (key, trial) pairs. Answers go, a word a line, to standard output: `begin`
-and `done`, or `stop` with a reason. Whatever the user's code prints goes to standard error, the log.
+input: first the setup, then lists of (key, trial), of which several are trained as one if the job can.
+Answers go, a word a line, to standard output: `begin` and `done`, or `stop` with a reason. Whatever the
+user's code prints goes to standard error, the log.
 """
 
 import ctypes
@@ -12,14 +13,15 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, BinaryIO, NoReturn
 
-from normwise.experiment.trial import Result, Trial
+from normwise.experiment.trial import Result, Trial, UnstackableError
 from normwise.files import write_atomic
 
 Job = Callable[[Trial], Result]
@@ -33,15 +35,46 @@ def main() -> None:
     Thread(target=_listen, args=(orders, inbox), daemon=True).start()
     job, trials = _set_up(inbox.get())
     while True:
-        key, trial = inbox.get()
+        order: list[tuple[str, Trial]] = inbox.get()
         answers.write(b"begin\n")
-        result = attempt(job, trial)
+        answers.write(f"{_run(job, order, trials)}\n".encode())
+
+
+def _run(job: Job, order: list[tuple[str, Trial]], trials: Path) -> str:
+    """Runs an order, each result a file as soon as there is one; returns the answer."""
+    keys = {trial: key for key, trial in order}
+    for result in attempt_all(job, list(keys), lambda trial: trials / f"{keys[trial]}.partial"):
+        path = trials / f"{keys[result.trial]}.json"
         try:
-            write_atomic(trials / f"{key}.json", result.to_json())
+            write_atomic(path, result.to_json())
         except OSError as error:
-            answers.write(f"stop cannot write {trials / key}.json: {error}\n".encode())
-        else:
-            answers.write(b"done\n")
+            return f"stop cannot write {path}: {error}"
+    return "done"
+
+
+def attempt_all(job: Job, trials: list[Trial], place: Callable[[Trial], Path] | None = None) -> Iterator[Result]:
+    """The results of trials that may be trained as one; where that fails, of one after the other.
+
+    A trial that runs alone may keep at its `place` what a next attempt goes on from, if the job has a
+    method `resume(trial, path)`.
+
+    >>> [result.trial.seed for result in attempt_all(Result, [Trial("batch", 8, 0.1, seed) for seed in (3, 4)])]
+    [3, 4]
+    """
+    left = list(trials)
+    stack: Callable[[list[Trial]], Iterator[Result]] | None = getattr(job, "stack", None)
+    if stack is not None and len(trials) > 1:
+        try:
+            for result in stack(trials):
+                left.remove(result.trial)
+                yield result
+        except (Exception, SystemExit) as error:
+            print(f"normwise: {len(left)} trials run one at a time: {error}", file=sys.stderr)
+            if not isinstance(error, UnstackableError):
+                traceback.print_exc()
+    resume = getattr(job, "resume", None)
+    for trial in left:
+        yield attempt(partial(resume, path=place(trial)) if resume and place else job, trial)
 
 
 def attempt(job: Job, trial: Trial) -> Result:
