@@ -94,7 +94,7 @@ def fashion_mnist(folder: Path | None = None) -> Data:
     Looked for in the folder given, else in that of the variable NORMWISE_FASHION_MNIST, in that of the
     Debian package dataset-fashion-mnist; else torchvision downloads them.
     """
-    x, y, x_judge, y_judge = (read_idx(path) for path in _fashion_files(folder))
+    x, y, x_judge, y_judge = (read_idx(path) for path in fashion_files(folder))
     for images, labels in ((x, y), (x_judge, y_judge)):
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise UsageError(
@@ -152,7 +152,7 @@ def _make(name: str, function: Callable[[], Any]) -> Data:
     return as_data(value, name)
 
 
-def _fashion_files(folder: Path | None) -> list[Path]:
+def fashion_files(folder: Path | None) -> list[Path]:
     if folder is not None:
         return _idx_files(folder, "the folder given")
     if os.environ.get(FASHION_VARIABLE):

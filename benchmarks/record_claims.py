@@ -1,0 +1,37 @@
+"""Puts a finished run of `normwise claims` where the documentation and `--budget quick` read it.
+
+normwise claims --out RUN
+normwise claims --budget quick --seed 1 --out QUICK
+python benchmarks/record_claims.py RUN QUICK
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from normwise.claims.registry import CLAIMS
+from normwise.files import write_atomic
+
+ROOT = Path(__file__).parent.parent
+RECORDED = ROOT / "benchmarks" / "recorded" / "claims"
+RATES = ROOT / "src" / "normwise" / "claims" / "rates.json"
+
+
+def main(run: Path, quick: Path | None = None) -> None:
+    """Copies results and keeps the tuned rates; a run that was interrupted or lacks claims is refused."""
+    content = json.loads((run / "results.json").read_text())
+    missing = CLAIMS.keys() - {claim["id"] for claim in content["claims"]}
+    if missing or not content["config"]["finished"]:
+        raise SystemExit(f"{run} is not a finished run of all claims; missing: {sorted(missing)}")
+    RECORDED.mkdir(parents=True, exist_ok=True)
+    for claim in content["claims"]:
+        claim["figure"]["pictures"] = []  # half a megabyte that the documentation does not show
+    write_atomic(RECORDED / "results.json", json.dumps(content, indent=1))
+    write_atomic(RATES, json.dumps(content["config"]["rates"], indent=1, sort_keys=True) + "\n")
+    if quick:
+        short = json.loads((quick / "results.json").read_text())
+        write_atomic(RECORDED / "quick.json", json.dumps({"claims": short["claims"]}, indent=1))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))

@@ -1,0 +1,139 @@
+"""The content of the claims' results.json: verdicts, numbers, figures as data. Nothing is run or drawn here."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from normwise.claims.claim import Chart, Claim, Part, Seed, settings
+from normwise.claims.gather import Gathered
+from normwise.claims.verdict import Evidence, Judgement, judge
+
+Json = dict[str, Any]
+SURE = {
+    "read": "read in the paper",
+    "repository": "the authors' repository",
+    "abstract": "the paper's abstract",
+    "secondary": "secondary sources",
+    "none": "nothing found",
+}
+
+
+def claims_content(
+    claims: Sequence[Claim], gathered: Mapping[str, Gathered], family: int, command: Callable[[str], str]
+) -> list[Json]:
+    """One entry per claim, in the order given. `family` is the number of parts on the whole list."""
+    parts = [(claim, part) for claim in claims for part in claim.parts]
+    evidence = [Evidence(values(part, gathered.get(part.experiment)), part.sign, part.delta) for _, part in parts]
+    judged = list(zip(parts, evidence, judge(evidence, family), strict=True))
+    return [
+        _claim(
+            claim,
+            [_part(part, found, one.values, gathered) for (owner, part), one, found in judged if owner is claim],
+            gathered,
+            command(claim.id),
+        )
+        for claim in claims
+    ]
+
+
+def values(part: Part, found: Gathered | None, contrast: Callable[[Seed], float] | None = None) -> list[float]:
+    """The part's number for every seed that has all its measurements."""
+    contrast = contrast or part.contrast
+    numbers: list[float] = []
+    for seed in (found.seeds if found else {}).values():
+        try:
+            number = contrast(seed)
+        except (KeyError, ZeroDivisionError, ValueError):  # a measurement that failed or is still missing
+            continue
+        if math.isfinite(number):
+            numbers.append(number)
+    return numbers
+
+
+def _part(part: Part, judged: Judgement, numbers: Sequence[float], gathered: Mapping[str, Gathered]) -> Json:
+    half = values(part, gathered.get(part.experiment), part.half) if part.half else []
+    found = gathered.get(part.experiment)
+    return {
+        "name": part.name,
+        "effect": part.effect,
+        "unit": part.unit,
+        "sign": part.sign,
+        "delta": part.delta,
+        "refuted_by": part.refuted_by,
+        **judged._asdict(),
+        "values": list(numbers),
+        "left_out": len(found.seeds) - len(numbers) if found else 0,
+        "half_length": statistics.mean(half) if half else None,
+    }
+
+
+def _claim(claim: Claim, parts: list[Json], gathered: Mapping[str, Gathered], command: str) -> Json:
+    first = parts[0]["verdict"]
+    names = dict.fromkeys([part.experiment for part in claim.parts] + [claim.chart.experiment])
+    known = [gathered[name] for name in names if name in gathered]
+    return {
+        "id": claim.id,
+        "title": claim.title,
+        "statement": claim.statement,
+        "row": claim.row,
+        "verdict": first,
+        "qualified": any(part["verdict"] not in (first, "undecided") for part in parts[1:]),
+        "parts": parts,
+        "design": claim.design,
+        "limits": claim.limits,
+        "published": [{**one._asdict(), "sure": SURE[one.sure]} for one in claim.published],
+        "figure": _figure(claim.chart, gathered.get(claim.chart.experiment)),
+        "rates": {cell: rate for found in known for cell, rate in found.rates.items()},
+        "rates_at_an_edge": [cell for found in known for cell in found.edges],
+        "diverged": sum(
+            int(m.get("diverged", 0)) for one in known for cells in one.seeds.values() for m in cells.values()
+        ),
+        "failures": [text for found in known for text in found.failures],
+        "command": command,
+    }
+
+
+def _figure(chart: Chart, found: Gathered | None) -> Json:
+    """The chart's lines: mean and range of the middle half over seeds at every value of x."""
+    series: dict[str, dict[str, list[float]]] = {}
+    for seed in (found.seeds if found else {}).values():
+        for text, measures in seed.items():
+            given = settings(text)
+            if any(given.get(name) != value for name, value in chart.only.items()):
+                continue
+            columns = chart.columns or ({given[chart.x]: chart.y} if chart.x in given else {})
+            line = series.setdefault(", ".join(given.get(name, "") for name in chart.by.split()).strip(", "), {})
+            for x, measure in columns.items():
+                if measure in measures:
+                    line.setdefault(x, []).append(measures[measure])
+    series = {name: line for name, line in series.items() if line}
+    lines = [{"name": name, "points": [_point(x, line[x]) for x in line]} for name, line in series.items()]
+    return {
+        "x_title": chart.x_title,
+        "y_title": chart.y_title,
+        "caption": chart.caption,
+        "log_x": chart.log_x,
+        "log_y": chart.log_y,
+        "lines": lines,
+        "theory": _theory(chart, lines),
+        "pictures": [],
+    }
+
+
+def _point(x: str, numbers: list[float]) -> Json:
+    low, high = (numbers[0], numbers[0])
+    if len(numbers) > 1:
+        low, _, high = statistics.quantiles(numbers, n=4, method="inclusive")
+    return {"x": x, "mean": statistics.mean(numbers), "low": low, "high": high, "seeds": len(numbers)}
+
+
+def _theory(chart: Chart, lines: list[Json]) -> list[Json]:
+    if chart.theory is None:
+        return []
+    places = sorted({float(point["x"]) for line in lines for point in line["points"]})
+    if not places:
+        return []
+    first, last = math.log(places[0]), math.log(places[-1])
+    grid = [math.exp(first + (last - first) * i / 40) for i in range(41)]
+    return [{"x": x, "y": chart.theory(x)} for x in grid]

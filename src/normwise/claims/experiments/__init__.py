@@ -1,0 +1,1 @@
+"""The measurements behind the claims; several claims may look at one."""

@@ -1,0 +1,70 @@
+"""B5: batch statistics cost computation."""
+
+from collections.abc import Callable
+
+from normwise.claims.claim import Chart, Claim, Part, Published, Seed, cell
+
+BATCH = cell(norm="batch", shape="wide")
+
+
+def less_one(measure: str) -> Callable[[Seed], float]:
+    return lambda seed: seed[BATCH][measure] - 1
+
+
+B5 = Claim(
+    id="B5",
+    title="Overhead of batch statistics",
+    statement="Computing batch statistics makes batch normalization expensive.",
+    row="Computational complexity",
+    parts=(
+        Part(
+            "in training",
+            "time of forward and backward with batch statistics over that with remembered ones, minus 1",
+            less_one("statistics"),
+            "costs",
+            sign=1,
+            delta=0.1,
+            refuted_by="measuring the batch costs next to nothing",
+        ),
+        Part(
+            "at inference",
+            "time of a convolution with batch norm folded into it over the bare convolution, minus 1",
+            less_one("folded"),
+            "costs",
+            sign=1,
+            delta=0.1,
+            refuted_by="a folded batch norm costs nothing",
+        ),
+        Part(
+            "counted",
+            "bytes and operations of the norms that folded inference still runs, over those of a copy",
+            lambda seed: seed[BATCH]["counted"],
+            "costs",
+            sign=1,
+            delta=0.1,
+            refuted_by="no norm is left to run",
+        ),
+    ),
+    design=(
+        "Activations of 32 x 32 x 28 x 28 and 32 x 128 x 7 x 7, one thread. Every round the norm, its rivals, a copy "
+        "and a convolution take turns, each twice, the second time counts; medians over 15 rounds, in a process of "
+        "their own."
+    ),
+    chart=Chart(
+        "costs",
+        "norm",
+        "train",
+        "shape",
+        "norm",
+        "forward and backward, in copies of the activation",
+        "What a norm's training step costs, as a multiple of copying the activation once.",
+    ),
+    published=(
+        Published(
+            "restructuring batch norm's passes over memory made training DenseNet-121 25.7 % faster",
+            "Jung et al., Restructuring batch normalization, 2018",
+            "abstract",
+        ),
+    ),
+    limits="On a CPU, one thread, with this library's kernels where they are built; a GPU divides time differently.",
+)

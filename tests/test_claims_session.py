@@ -1,0 +1,247 @@
+"""A run of claims from end to end on small invented experiments: designs broken on purpose, resumption, the page."""
+
+import importlib.util
+import json
+import os
+import random
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from normwise import cli
+from normwise.claims import session
+from normwise.claims.claim import Chart, Claim, Experiment, Measures, Part, Published, Run, gap
+from normwise.claims.content import claims_content
+from normwise.claims.gather import Gathered
+from normwise.errors import UsageError
+from normwise.report import claims as page
+from normwise.report import claims_text
+
+ROOT = Path(__file__).parent.parent
+
+RATES = (0.01, 0.1, 1.0)
+
+
+def identical(run: Run) -> Measures:
+    """Two arms that are one: the same number whatever the norm."""
+    return {"judge": run.seed % 7 / 7}
+
+
+def shuffled(run: Run) -> Measures:
+    """Labels shuffled: chance for both arms, drawn apart."""
+    return {"judge": 0.1 + random.Random(f"{run.seed} {run.settings['norm']}").gauss(0, 0.005)}
+
+
+def working(run: Run) -> Measures:
+    return {"judge": 0.5 + 0.3 * (run.settings["norm"] == "b") + 0.001 * (run.seed % 3)}
+
+
+def tuned(run: Run) -> Measures:
+    """Best at the rate 3.2, beyond the grid; the measurement says which rate it had."""
+    return {"validation": -abs(run.rate - 3.2), "judge": run.rate}
+
+
+def endless(run: Run) -> Measures:
+    """The higher the rate the better, without end."""
+    return {"validation": run.rate, "judge": run.rate}
+
+
+def crashing(run: Run) -> Measures:
+    raise RuntimeError("no such thing")
+
+
+def stopping(run: Run) -> Measures:
+    """Stops the driver in the middle of the run, once."""
+    mark = run.folder / "stopped"
+    if run.seed % 1000 == 4 and not mark.exists():
+        mark.touch()
+        import signal
+        import time
+
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(0.5)
+    return {"judge": 1.0 if run.settings["norm"] == "b" else 0.0, "process": float(os.getpid())}
+
+
+def experiment(measure, rates=()):
+    return Experiment(measure.__name__, measure, ("norm=a", "norm=b"), 0.01, 8, rates=rates, exact=not rates)
+
+
+def claim(name, measured, sign: Literal[-1, 0, 1] = 1):
+    contrast = gap("norm=b", "norm=a", "judge")
+    parts = (Part("first", "b minus a", contrast, measured.name, sign, 0.05, "a is as good", "points"),)
+    chart = Chart(measured.name, "norm", "judge", "", "norm", "score", "A <caption>.")
+    return Claim(
+        name, "Title & more", "b is better than a.", "row", parts, "design", chart, (Published("x", "y", "read"),)
+    )
+
+
+@pytest.fixture
+def invented(monkeypatch):
+    def use(**measures):
+        made = {
+            name: experiment(*(given if isinstance(given, tuple) else (given,))) for name, given in measures.items()
+        }
+        claims = {name: claim(name, one) for name, one in made.items()}
+        monkeypatch.setattr(session, "EXPERIMENTS", {one.name: one for one in made.values()})
+        monkeypatch.setattr(session, "CLAIMS", claims)
+        monkeypatch.setattr(session, "find", claims.__getitem__)
+        return claims
+
+    return use
+
+
+def verdicts(content):
+    return {claim["id"]: claim["verdict"] for claim in content["claims"]}
+
+
+def test_broken_designs_decide_nothing_and_a_working_one_does(invented, tmp_path):
+    invented(SAME=identical, CHANCE=shuffled, WORKS=working, CRASH=crashing)
+    content = session.run_claims(out=tmp_path, workers=2, budget="1m")
+    assert verdicts(content) == {
+        "SAME": "negligible",
+        "CHANCE": "negligible",
+        "WORKS": "supported",
+        "CRASH": "undecided",
+    }
+    crash = content["claims"][3]
+    assert len(crash["failures"]) == 16
+    assert "no such thing" in crash["failures"][0]
+    assert json.loads((tmp_path / "results.json").read_text()) == content
+    assert (tmp_path / "report.html").read_text().count("Title &amp; more") >= 4
+
+
+def test_the_best_rate_is_looked_for_beyond_the_grid(invented, tmp_path):
+    invented(TUNED=(tuned, RATES))
+    found = session.run_claims(out=tmp_path, workers=1, budget="1m")["claims"][0]
+    assert found["rates"] == {"norm=a": 3.2, "norm=b": 3.2}
+    assert found["rates_at_an_edge"] == []
+
+
+def test_a_rate_at_the_end_of_its_grid_is_named(invented, tmp_path):
+    invented(ENDLESS=(endless, RATES))
+    found = session.run_claims(out=tmp_path, workers=1, budget="1m")["claims"][0]
+    assert found["rates"] == {"norm=a": 10.0, "norm=b": 10.0}
+    assert found["rates_at_an_edge"] == ["norm=a", "norm=b"]
+    assert "At the end of their grid" in (tmp_path / "report.html").read_text()
+
+
+def test_an_interrupted_run_goes_on_with_what_it_has(invented, tmp_path):
+    invented(STOP=stopping)
+    first = session.run_claims(out=tmp_path, workers=1, budget="1m")
+    assert not first["config"]["finished"]
+    assert 0 < first["claims"][0]["parts"][0]["seeds"] < 8
+    second = session.run_claims(out=tmp_path, workers=1, budget="1m")
+    assert second["config"]["finished"]
+    assert second["claims"][0]["parts"][0]["seeds"] == 8
+    values = first["claims"][0]["parts"][0]["values"]
+    assert second["claims"][0]["parts"][0]["values"][: len(values)] == values
+
+
+def test_the_command_says_no_where_a_gate_is_contradicted(invented, tmp_path, monkeypatch, capsys):
+    claims = invented(WORKS=working)
+    claims["WORKS"] = claim("WORKS", experiment(working), sign=-1)
+    arguments = ["normwise", "claims", "WORKS", "--budget", "1m", "--workers", "1", "--json"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert json.loads(capsys.readouterr().out)["claims"][0]["verdict"] == "contradicted"
+    monkeypatch.setattr("sys.argv", [*arguments, "--out", str(tmp_path), "--gate", "WORKS"])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+
+
+def test_a_gate_must_be_run():
+    with pytest.raises(UsageError, match="--gate B4 needs that claim to be run"):
+        session.gated(["B4"], ["I2"])
+
+
+def test_another_seed_draws_other_numbers(invented, tmp_path):
+    invented(CHANCE=shuffled)
+    first, second = (
+        session.run_claims(out=tmp_path / str(seed), workers=1, budget="1m", seed=seed)["claims"][0] for seed in (0, 1)
+    )
+    assert first["parts"][0]["values"] != second["parts"][0]["values"]
+    assert "--seed 1" in second["command"]
+
+
+def made(numbers, half=None):
+    one = experiment(working)
+    seeds = {i: {"norm=a": {"judge": 0.0}, "norm=b": {"judge": value}} for i, value in enumerate(numbers)}
+    return claims_content([claim("X", one)], {one.name: Gathered(seeds, {})}, 1, lambda name: f"run {name}")
+
+
+def test_a_seed_that_lacks_a_measurement_is_left_out_and_counted():
+    one = experiment(working)
+    seeds = {i: {"norm=a": {"judge": 0.0}, "norm=b": {"judge": 0.5} if i else {}} for i in range(4)}
+    content = claims_content([claim("X", one)], {one.name: Gathered(seeds, {})}, 1, str)
+    assert (content[0]["parts"][0]["seeds"], content[0]["parts"][0]["left_out"]) == (3, 1)
+
+
+def test_the_page_shows_every_number_and_escapes():
+    content = {"claims": made([0.2, 0.21, 0.19, 0.2]), "config": {"budget": "1m", "family": 1}}
+    text = page.render(content)
+    assert "20 points" in text
+    assert "A &lt;caption&gt;." in text
+    assert "<caption>." not in text.replace("A &lt;caption&gt;.", "")
+    assert "run X" in text
+    assert "effect of" in text
+
+
+def test_the_figure_has_a_point_for_each_setting():
+    content = made([0.2, 0.3])
+    (line,) = content[0]["figure"]["lines"]
+    assert [(point["x"], point["mean"]) for point in line["points"]] == [("a", 0.0), ("b", 0.25)]
+
+
+def test_pictures_stand_in_the_page(tmp_path):
+    from normwise.claims.pictures import add_pictures
+
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "X-01-batch on original images.png").write_bytes(b"png")
+    (tmp_path / "pictures" / "X.txt").write_text("Features of nothing.")
+    content = made([0.2, 0.3])
+    add_pictures(content, tmp_path)
+    assert content[0]["figure"]["pictures_note"] == "Features of nothing."
+    assert content[0]["figure"]["pictures"][0]["name"] == "batch on original images"
+    assert 'src="data:image/png;base64,cG5n"' in page.render({"claims": content, "config": {}})
+
+
+def test_without_a_measurement_the_page_says_so(tmp_path: Path):
+    content = claims_content([claim("X", experiment(working))], {}, 1, str)
+    page.write({"claims": content, "config": {"finished": False}}, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "nothing was measured" in text
+    assert "Interrupted" in text
+
+
+def test_the_documentation_shows_the_recorded_run_and_a_short_one_beside_it():
+    config = {"budget": "60m", "family": 1, "date": "2026-11-22 15:00 UTC", "machine": {"system": "Linux", "cores": 2}}
+    content = {"claims": made([0.2, 0.21, 0.19, 0.2]), "config": config}
+    text = claims_text.markdown(content, {"claims": made([0.1, 0.3])})
+    assert "Recorded 2026-11-22 15:00 UTC" in text
+    assert "| first | 20 points | 19 to 21 points | 4 | supported | \u2212" in text
+    assert "## X Title & more: ✓ supported" in text
+    assert "run X" in text
+    assert "A \\<caption\\>." in text
+
+
+def test_only_a_finished_run_of_all_claims_is_recorded(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("record_claims", ROOT / "benchmarks" / "record_claims.py")
+    assert spec is not None
+    assert spec.loader is not None
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    monkeypatch.setattr(record, "RECORDED", tmp_path / "recorded")
+    monkeypatch.setattr(record, "RATES", tmp_path / "rates.json")
+    monkeypatch.setattr(record, "CLAIMS", {"X": None})
+    content = {"claims": made([0.2, 0.3]), "config": {"finished": False, "rates": {"sizes": {"norm=batch": 0.1}}}}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="not a finished run of all claims"):
+        record.main(tmp_path)
+    content["config"]["finished"] = True
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    record.main(tmp_path, tmp_path)
+    assert json.loads((tmp_path / "rates.json").read_text()) == {"sizes": {"norm=batch": 0.1}}
+    assert (tmp_path / "recorded" / "quick.json").is_file()
