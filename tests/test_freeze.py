@@ -146,6 +146,34 @@ def test_freezing_outlives_copies_and_compiles() -> None:
     torch.testing.assert_close(buffers(twin), before)
 
 
+def test_a_recurrent_layer_freezes_its_memory_and_its_norm_and_no_other_weights() -> None:
+    lstm: Any = nw.LSTM(3, 4, norm="batch")
+    x = torch.randn(5, 6, 3)
+    lstm(x)
+    plan = nw.freeze(lstm, affine=True)
+    assert [change.note for change in plan.changes] == ["statistics, weight and bias"]
+    before = buffers(lstm)
+    y = lstm.train()(x + 1)[0]
+    torch.testing.assert_close(buffers(lstm), before, rtol=0, atol=0)
+    torch.testing.assert_close(lstm.eval()(x + 1)[0], y)
+    assert lstm(x[:, :1])[0].shape == (5, 1, 4)
+    learning = {name for name, p in lstm.named_parameters() if p.requires_grad}
+    assert learning == {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"}
+    nw.unfreeze(lstm)
+    lstm.train()(x + 1)
+    assert not torch.equal(lstm.memory_l0.running_mean, before["memory_l0.running_mean"])
+    assert [left.note for left in nw.freeze(nw.GRU(3, 4, norm="layer")).left] == ["it remembers no statistics"]
+    assert [left.note for left in nw.recalibrate(lstm, [x]).left] == ["it has a memory for each time step; train it"]
+
+
+def test_unfreeze_lets_learn_only_what_freeze_kept_from_it() -> None:
+    norm = nw.BatchNorm(3)
+    norm.bias.requires_grad_(False)
+    nw.freeze(norm, affine=True)
+    nw.unfreeze(norm)
+    assert (norm.weight.requires_grad, norm.bias.requires_grad) == (True, False)
+
+
 def test_recalibrate_leaves_frozen_layers() -> None:
     model = nn.Sequential(nw.BatchNorm2d(3), nw.FrozenNorm(3), nw.DomainNorm(3), nw.BatchNorm2d(3))
     nw.freeze(model[0])

@@ -47,6 +47,12 @@ def test_signature_and_type(name: str) -> None:
     assert inspect.signature(ours) == inspect.signature(theirs)
 
 
+@pytest.mark.parametrize("name", [*RANKED, "GroupNorm"])
+def test_the_input_may_be_named_as_pytorchs(name: str) -> None:
+    ours, x = pair(name, {})[0].eval(), torch.randn(SHAPES.get(name[-2:], [(2, 4, 5)])[0])
+    torch.testing.assert_close(ours(input=x), ours(x))
+
+
 @pytest.mark.parametrize("name", RANKED)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_results_are_pytorchs(name: str, options: dict[str, Any]) -> None:

@@ -200,6 +200,7 @@ def test_distributed_models_are_refused() -> None:
         model = nn.parallel.DistributedDataParallel(plain())
         with pytest.raises(UsageError, match="this model is wrapped by DistributedDataParallel; swap the model inside"):
             swap(model, "group:2")
+        del model  # before the process group ends: the other order can wait for itself for ever
     finally:
         distributed.destroy_process_group()
 
