@@ -6,7 +6,14 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-FLAGS = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020d000000000000"]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-DTORCH_TARGET_VERSION=0x020d000000000000",
+]
 
 
 class BuildKernels(build_ext):

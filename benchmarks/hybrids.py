@@ -1,6 +1,6 @@
-"""Times the blends beside versions written as in their papers' repositories, and beside our own batch norm.
+"""Times table norms beside our own batch norm, and blends beside versions as in their papers' repositories.
 
-    python benchmarks/hybrids.py [--threads 2] [--rounds 4]
+    python benchmarks/hybrids.py [--threads 2] [--rounds 4] [--layer ghost ...]
 
 One process per layer, taking turns. Each entry: milliseconds of a training forward without gradients, and of
 forward and backward, lower quartiles of single calls; then how many times as long as our batch norm.
@@ -68,6 +68,14 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "batch-instance, paper": PaperBatchInstance,
     "switchable": nw.SwitchableNorm,
     "switchable, paper": PaperSwitchable,
+    "ghost": lambda c: nw.GhostNorm(c, chunk_size=8),
+    "renorm": nw.RenormNorm,
+    "frozen": nw.FrozenNorm,
+    "ibn": nw.IBNorm,
+    "filter-response": nw.FilterResponseNorm,
+    "grn": nw.GlobalResponseNorm,
+    "domain": nw.DomainNorm,
+    "instance-enhanced": nw.InstanceEnhancedNorm,
 }
 
 
@@ -102,12 +110,12 @@ def work(name: str, threads: int) -> None:
         print(json.dumps(times), flush=True)
 
 
-def drive(threads: int, rounds: int) -> None:
+def drive(threads: int, rounds: int, names: list[str]) -> None:
     """Lets the layers take turns on every cell, and prints one row per cell."""
     command = [sys.executable, __file__, "--threads", str(threads), "--work"]
-    workers = {name: subprocess.Popen([*command, name], stdin=-1, stdout=-1, text=True) for name in LAYERS}
-    print("| shape | " + " | ".join(f"{name}, f | f+b" for name in LAYERS) + " |")
-    print("|---" * (1 + 2 * len(LAYERS)) + "|")
+    workers = {name: subprocess.Popen([*command, name], stdin=-1, stdout=-1, text=True) for name in names}
+    print("| shape | " + " | ".join(f"{name}, f | f+b" for name in names) + " |")
+    print("|---" * (1 + 2 * len(names)) + "|")
     for shape in SHAPES:
         for layout in ("first", "last"):
             row = _row((shape, layout), workers, rounds)
@@ -137,6 +145,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--layer", nargs="*", choices=LAYERS, default=list(LAYERS), help="these, beside batch norm")
     parser.add_argument("--work")
     chosen = parser.parse_args()
-    work(chosen.work, chosen.threads) if chosen.work else drive(chosen.threads, chosen.rounds)
+    names = [name for name in LAYERS if name == "batch" or name in chosen.layer]
+    work(chosen.work, chosen.threads) if chosen.work else drive(chosen.threads, chosen.rounds, names)

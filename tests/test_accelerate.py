@@ -2,20 +2,19 @@
 
 import copy
 import pickle
-import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from blocks import NORMS, Block, image, resnet, use_kernels, watch_joins
 from models import ZOO, lively, untouched
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
-from normwise import kernels, plain
+from normwise import kernels
 from normwise.errors import UsageError
 from normwise.surgery import accelerate as home
 from normwise.surgery.forward import call
@@ -24,82 +23,14 @@ from normwise.surgery.tape import Join
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
 
 
-class Block(nn.Module):
-    """torchvision's BasicBlock: one ReLU used twice, the residual added in place."""
-
-    def __init__(self, channels: int, out: int, stride: int = 1, norm: Callable[[int], nn.Module] = nn.BatchNorm2d):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
-        self.bn1 = norm(out)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
-        self.bn2 = norm(out)
-        self.downsample = None
-        if stride != 1:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), norm(out))
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.conv2(out)
-        out = self.bn2(out)
-        if self.downsample is not None:
-            identity = self.downsample(x)
-        out += identity
-        return self.relu(out)
-
-
-class ResNet(nn.Module):
-    def __init__(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), norm(8)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = nn.Sequential(Block(8, 8, norm=norm), Block(8, 8, norm=norm))
-        self.layer2 = nn.Sequential(Block(8, 16, 2, norm), Block(16, 16, norm=norm))
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer2(self.layer1(x))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
-
-
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "instance": lambda c: nn.InstanceNorm2d(c, affine=True),
-    "group": lambda c: nn.GroupNorm(4, c),
-}
-
-
 @pytest.fixture(autouse=True)
 def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tensors too, so that the tests are quick."""
-    monkeypatch.setattr(plain, "_suits_pytorch", lambda x, groups: False)
+    use_kernels(monkeypatch)
 
 
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of what was done in one pass, as it is done."""
-    seen: list[str] = []
-    whole = Join.run
-
-    def run(self: Join, block: nn.Module, slots: list[Any]) -> None:
-        whole(self, block, slots)
-        y = slots[self.steps[-1].out]
-        if not torch.is_grad_enabled() or type(y.grad_fn).__name__ in ("_NormBackward", "_NormalizeBackward"):
-            seen.append(str(self))
-
-    monkeypatch.setattr(Join, "run", run)
-    return seen
-
-
-def resnet(norm: str = "batch") -> Any:
-    return lively(ResNet(NORMS[norm]))
-
-
-def image(size: int = 12) -> Tensor:
-    return torch.randn(4, 3, size, size)
+    return watch_joins(monkeypatch)
 
 
 def step(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -290,142 +221,6 @@ def test_compiling_exporting_and_checkpointing() -> None:
         y.sum().backward()
         torch.testing.assert_close((x.grad,), plainly)
         x.grad = None
-
-
-class Line(nn.Module):
-    """A convolution, a norm, and what a test adds."""
-
-    def __init__(self, after: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self.conv, self.norm, self.act = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
-        self.after = after
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.after(self, self.norm(self.conv(x)), x)
-
-
-@pytest.mark.parametrize(
-    ("after", "joins"),
-    [
-        (lambda m, y, x: m.act(y), ["norm + act"]),
-        (lambda m, y, x: F.leaky_relu(y, 0.2, inplace=True), ["norm + LeakyReLU"]),
-        (lambda m, y, x: F.gelu(y), ["norm + GELU"]),
-        (lambda m, y, x: y.relu(), ["norm + ReLU"]),
-        (lambda m, y, x: x + y, ["norm + add"]),
-        (lambda m, y, x: F.silu(torch.add(y, x)).mean((2, 3)), ["norm + add + SiLU"]),
-        (lambda m, y, x: (m.act(y), x), ["norm + act"]),
-        (lambda m, y, x: m.act(y + y), []),
-        (lambda m, y, x: (m.act(y), y), []),
-        (lambda m, y, x: m.act(y + x) + y, []),
-        (lambda m, y, x: torch.tanh(y), []),
-        (lambda m, y, x: F.gelu(y, approximate="tanh"), []),
-        (lambda m, y, x: y + 1, []),
-        (lambda m, y, x: torch.add(y, x, alpha=2), []),
-        (lambda m, y, x: F.relu(m.norm(y)), []),
-    ],
-)
-def test_what_is_joined(after: Any, joins: list[str], joined: list[str]) -> None:
-    model, x = Line(after), torch.randn(4, 3, 5, 5)
-    twin = copy.deepcopy(model)
-    nw.accelerate(model)
-    torch.testing.assert_close(model(x), twin(x))
-    assert joined == joins
-
-
-def branch(m: Any, y: Tensor, x: Tensor) -> Tensor:
-    return m.act(y) if m.training else y
-
-
-def draws(m: Any, y: Tensor, x: Tensor) -> Tensor:
-    return m.act(y) if random.random() < 2 else y
-
-
-def stores(m: Any, y: Tensor, x: Tensor) -> Tensor:
-    m.feature = y
-    return m.act(y)
-
-
-def without_gradients(m: Any, y: Tensor, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return m.act(y)
-
-
-def checkpointed(m: Any, y: Tensor, x: Tensor) -> Any:
-    return checkpoint(m.act, y, use_reentrant=False)
-
-
-def by_value(m: Any, y: Tensor, x: Tensor) -> Tensor:
-    return m.act(y) if y.sum() > -1e9 else y
-
-
-def with_constant(m: Any, y: Tensor, x: Tensor) -> Tensor:
-    return m.act(y) * torch.ones(1)
-
-
-class Optional(Line):
-    def forward(self, x: Tensor, gain: Tensor | None = None) -> Any:
-        return super().forward(x if gain is None else x * gain)
-
-
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (lambda: Line(branch), "takes another course in training than in evaluation"),
-        (lambda: Line(draws), "draws random numbers"),
-        (lambda: Line(stores), "changes the module"),
-        (lambda: Line(without_gradients), "switches gradients, autocast or checkpointing"),
-        (lambda: Line(checkpointed), "switches gradients, autocast or checkpointing"),
-        (lambda: Line(by_value), "cannot be traced"),
-        (lambda: Line(with_constant), "a tensor that is neither a parameter nor a buffer"),
-        (lambda: Line(branch, settings={"act": True}), r"its attribute 'settings' \(dict\) may change"),
-        (lambda: Optional(lambda m, y, x: m.act(y)), "has optional arguments"),
-    ],
-)
-def test_blocks_that_are_left_as_they_are(make: Callable[[], Line], why: str) -> None:
-    model, x = make(), torch.randn(4, 3, 5, 5)
-    twin = copy.deepcopy(model)
-    plan = nw.accelerate(model)
-    assert [left.path for left in plan.left] == [""]
-    with pytest.raises(AssertionError, match=why):
-        raise AssertionError(plan.left[0].note)
-    assert type(model) is type(twin)
-    torch.testing.assert_close(model(x), twin(x))
-
-
-def test_an_attribute_that_changes_later_is_heeded() -> None:
-    def after(m: Any, y: Tensor, x: Tensor) -> Tensor:
-        return m.act(y) * m.gain if m.loud else m.act(y)
-
-    model: Any = Line(after, gain=2.0, loud=False)
-    x = torch.randn(4, 3, 5, 5)
-    nw.accelerate(model)
-    quiet = model(x)
-    model.loud = True
-    torch.testing.assert_close(model(x), 2 * quiet)
-    model.gain = 3.0
-    torch.testing.assert_close(model(x), 3 * quiet)
-
-
-def test_layer_lists_are_followed_and_heeded(joined: list[str]) -> None:
-    class Stack(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            for norm in self.norms:
-                x = F.relu(norm(x))
-            return x
-
-    model, x = Stack(), torch.randn(4, 3, 5, 5)
-    nw.accelerate(model)
-    model(x)
-    assert joined == ["norms.0 + ReLU", "norms.1 + ReLU"]
-    model.norms.append(nn.BatchNorm2d(3))
-    torch.testing.assert_close(model(x), Stack.forward(model, x))
-    assert len(joined) == 2
 
 
 def test_what_is_left_and_why() -> None:

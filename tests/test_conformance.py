@@ -102,6 +102,18 @@ def test_one_instance(spec: str, training: bool) -> None:
     torch.testing.assert_close(run(norm, x), expected(norm, x))
 
 
+@every_norm_in_both_modes
+def test_no_instance(spec: str, training: bool) -> None:
+    """An empty batch gives an empty output and gradients of 0, and teaches nothing."""
+    norm, x = make(spec, training=training), sample(spec, 3, 5, n=0).requires_grad_()
+    before = {name: t.clone() for name, t in norm.named_buffers()}
+    y = run(norm, x)
+    assert y.shape == x.shape
+    grads = torch.autograd.grad(y.sum(), [x, *norm.parameters()], allow_unused=True)
+    assert all(g is None or not g.any() for g in grads)
+    torch.testing.assert_close(dict(norm.named_buffers()), before, rtol=0, atol=0)
+
+
 @every_plane_norm_in_both_modes
 def test_one_pixel_planes(spec: str, training: bool) -> None:
     norm, x = make(spec, training=training), sample(spec, 1, 1)

@@ -25,3 +25,14 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def discard_partial(path: Path) -> None:
+    """Removes what was kept beside a file while it was in the making, as `name.partial`.
+
+    >>> Path("example.partial").touch()
+    >>> discard_partial(Path("example.json")); Path("example.partial").exists()
+    False
+    """
+    for suffix in (".partial", ".partial-new"):
+        path.with_suffix(suffix).unlink(missing_ok=True)

@@ -29,7 +29,8 @@ def adain(content: Tensor, style: Tensor, *, eps: float = 1e-5, mask: Tensor | N
             f"adain: style must have shape (N or 1, C, *spatial) with the N and C of the content, got "
             f"{tuple(style.shape)} for content of shape {tuple(content.shape)}."
         )
-    mean, var, _ = moments(style)
+    known = ops.tracing() or len(style)  # else the mask only says so, or PyTorch warns of an empty tensor
+    mean, var, _ = moments(style, None if known else style.new_ones(style.shape[2:], dtype=torch.bool))
 
     def rule(table: Moments, mean: Tensor, var: Tensor) -> Affine:
         scale = (var + eps).sqrt() * (table.var + eps).rsqrt()

@@ -26,6 +26,7 @@ from normwise.experiment.prepare import Ask, make_plan, probe_trials
 from normwise.experiment.race import CellOutcome
 from normwise.experiment.request import Request
 from normwise.experiment.resolve import resolve
+from normwise.experiment.room import room
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
 from normwise.experiment.trial import Result, Trial
@@ -149,6 +150,7 @@ def run_request(
         # a plan that is only looked at leaves nothing behind
         temporary = dry_run and out is None
         folder = Path(stack.enter_context(TemporaryDirectory())) if temporary else _folder(out, task)
+        stack.enter_context(room(folder))
         stack.enter_context(Lock(folder))
         return Session(request, task, folder, workers or workers_for(request), stored).run(dry_run)
 

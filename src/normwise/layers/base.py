@@ -16,11 +16,11 @@ from normwise.tail import NOTHING, Tail
 class Plane(Running):
     """The forward of a norm with PyTorch's attributes: checks, then `normalize(x, mask)` of the subclass."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if isinstance(x, fx.Proxy):
-            return leaf(self, x, mask)
-        self.check(x, mask)
-        return self.normalize(x, mask)
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:  # named as PyTorch's
+        if isinstance(input, fx.Proxy):
+            return leaf(self, input, mask)
+        self.check(input, mask)
+        return self.normalize(input, mask)
 
     def check(self, x: Tensor, mask: Tensor | None) -> None:
         self._check_input_dim(x)
@@ -59,6 +59,9 @@ class PlaneNorm(Plane):
         for name, start in self.starts().items():
             self.register_parameter(name, nn.Parameter(start.to(device, dtype)))
 
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask)
+
     def starts(self) -> dict[str, Tensor]:
         """The values that parameters beyond weight and bias start from."""
         return {}
@@ -89,6 +92,8 @@ class TableNorm(PlaneNorm):
     def normalize(self, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
         if self.tracks is not None and self.remembered()[0] is None:
             check_batch(self, x, mask)
+        if mask is None and not ops.tracing() and not len(x):
+            mask = x.new_ones(x.shape[2:], dtype=torch.bool)  # so that nothing is divided by the number of instances
         return ops.normalize(x, self.rule(), self.tensors(), mask=mask, observe=self.observe, tail=tail)
 
 
@@ -113,8 +118,8 @@ def check_input(module: nn.Module, x: Tensor, num_features: int, mask: Tensor | 
 
 
 def check_batch(module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
-    """Batch statistics need more than one value per channel, and say nothing from two."""
-    if ops.tracing():
+    """Batch statistics need more than one value per channel, and say nothing from two; an empty batch needs none."""
+    if ops.tracing() or not len(x):
         return
     values = x.numel() // x.shape[1] if mask is None else int(align(mask, x).sum())
     if values < 2:

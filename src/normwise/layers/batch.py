@@ -74,7 +74,7 @@ def batch_norm(norm: Running, x: Tensor, mask: Tensor | None, tail: Tail = NOTHI
         return ops.normalize(x, rule, tensors, mask=mask, observe=norm.observe, tail=tail)
     statistics = None if mean is None or var is None else (mean, var)
     y, mean, var = plain.batch_norm(x, norm.weight, norm.bias, norm.eps, statistics, tail)
-    if norm.remembers():
+    if norm.remembers() and (ops.tracing() or len(x)):  # PyTorch counts a batch of nothing; it teaches nothing
         norm.remember(mean, var, x.numel() // x.shape[1])
     return y
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as _module
 
 from normwise import kernels, ops
-from normwise.layers.base import Plane, TableNorm
+from normwise.layers.base import Plane, PlaneNorm, TableNorm
 from normwise.layers.batch import AnyBatchNorm
 from normwise.layers.within import AnyInstanceNorm, GroupNorm, RankedInstanceNorm
 from normwise.tail import Tail
@@ -124,7 +124,7 @@ def known_act(act: Activation) -> kernels.Act | None:
 
 
 _HOMES = (AnyBatchNorm, AnyInstanceNorm, TableNorm, GroupNorm)
-_FORWARDS = {Plane.forward, RankedInstanceNorm.forward, GroupNorm.forward}
+_FORWARDS = {Plane.forward, PlaneNorm.forward, RankedInstanceNorm.forward, GroupNorm.forward}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SHARED = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 _TYPES = (Tensor, nn.Parameter)

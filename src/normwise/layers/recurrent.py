@@ -28,6 +28,7 @@ class Recurrent(nn.RNNBase):
     cell: ClassVar[bool]
     plain: ClassVar[type[nn.RNNBase]]
     run: ClassVar[Callable[..., tuple[Tensor, State]]]
+    frozen = False  # then what is remembered is used in training too, and never moves
 
     def __init__(
         self,
@@ -176,14 +177,18 @@ class Recurrent(nn.RNNBase):
         if self.norm == "layer":
             return LayerSteps(self.eps, [n * self.hidden_size for n in self.blocks])
         memory = self._memory(suffix)
-        return BatchSteps(self.eps, alive, None if self.training or memory.forgotten else memory.rows(steps))
+        return BatchSteps(self.eps, alive, None if self._measures(suffix) else memory.rows(steps))
 
     def _memory(self, suffix: str) -> StepMemory:
         return getattr(self, f"memory_{suffix}")
 
+    def _measures(self, suffix: str) -> bool:
+        """Whether the batch's own statistics are used."""
+        return (self.training and not self.frozen) or self._memory(suffix).forgotten
+
     def _remembers(self, suffix: str) -> bool:
         """In training, but not while a checkpoint runs the forward again."""
-        return self.training and not self._memory(suffix).forgotten and (compiling() or not recomputing())
+        return self._measures(suffix) and not self._memory(suffix).forgotten and (compiling() or not recomputing())
 
     def _first(self, x: Tensor, hx: Any, dtype: torch.dtype) -> State:
         """The first states, h and for an LSTM c, each of shape (layers * directions, N, hidden_size)."""
@@ -215,7 +220,7 @@ class Recurrent(nn.RNNBase):
             )
         if not x.is_floating_point():
             raise ValueError(f"{name}: the input must be floating point, got {x.dtype}; call x.float() first.")
-        if self.norm == "batch" and (self.training or self._memory("l0").forgotten):
+        if self.norm == "batch" and self._measures("l0"):
             check_batch(self, x[0], None)
 
     def _check_lengths(self, input: Any, lengths: Tensor) -> None:

@@ -47,7 +47,8 @@ class RenormNorm(TableNorm):
         return partial(_renorm, norm=self, before=[])
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.remembered()[0] is not None or self.running_mean is None:
+        empty = not ops.tracing() and not len(x)
+        if self.remembered()[0] is not None or self.running_mean is None or empty:
             return batch_norm(self, x, mask)
         check_batch(self, x, mask)
         return ops.normalize(x, self.rule(), self.tensors(), mask=mask)  # the rule observes, having read before

@@ -54,7 +54,7 @@ class Running(_NormBase):
 
     def observe(self, table: Moments) -> None:
         """Remembers the batch behind a table."""
-        if self.remembers():
+        if self.remembers() and (tracing() or len(table.mean)):
             pooled = table.pool(0)
             self.remember(pooled.mean[0], pooled.unbiased[0], pooled.count)
 

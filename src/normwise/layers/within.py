@@ -51,7 +51,7 @@ class AnyInstanceNorm(Plane):
             return plain.instance_norm(x, self.weight, self.bias, self.eps, tail)
         # the same call while a checkpoint is recomputed, else other tensors would be saved
         y, mean, var = plain.observed_instance_norm(x, self.weight, self.bias, self.eps, tail)
-        if self.remembers():
+        if self.remembers() and (ops.tracing() or len(x)):
             self.remember(mean, var, len(x))
         return y
 
@@ -59,9 +59,11 @@ class AnyInstanceNorm(Plane):
         if self.remembers():
             counted = torch.as_tensor(table.count, device=table.mean.device).expand_as(table.mean) > 1
             number = counted.sum(0)
-            new = ((value * counted).sum(0) / number.clamp(min=1) for value in (table.mean, table.unbiased))
-            old = self.get_buffer("running_mean"), self.get_buffer("running_var")
-            self.remember(*(torch.where(number > 0, t, o) for t, o in zip(new, old, strict=True)), number)
+            mean, var = (
+                torch.where(number > 0, (value * counted).sum(0) / number.clamp(min=1), self.get_buffer(name))
+                for value, name in ((table.mean, "running_mean"), (table.unbiased, "running_var"))
+            )
+            self.remember(mean, var, number)
 
 
 class InstanceNorm(AnyInstanceNorm, PlaneNorm, _InstanceNorm):
@@ -80,10 +82,10 @@ class InstanceNorm(AnyInstanceNorm, PlaneNorm, _InstanceNorm):
 
 
 class RankedInstanceNorm(AnyInstanceNorm, _InstanceNorm):
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if not isinstance(x, fx.Proxy) and x.dim() == self._get_no_batch_dim():
-            return super().forward(x.unsqueeze(0), mask).squeeze(0)
-        return super().forward(x, mask)
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not isinstance(input, fx.Proxy) and input.dim() == self._get_no_batch_dim():
+            return super().forward(input.unsqueeze(0), mask).squeeze(0)
+        return super().forward(input, mask)
 
     def check(self, x: Tensor, mask: Tensor | None) -> None:
         self._check_input_dim(x)
@@ -133,11 +135,11 @@ class GroupNorm(nn.GroupNorm):
 
     strict = True  # False after `nw.accelerate`: where PyTorch is silent, it is too
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if isinstance(x, fx.Proxy):
-            return leaf(self, x, mask)
-        self.check(x, mask)
-        return self.normalize(x, mask)
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        if isinstance(input, fx.Proxy):
+            return leaf(self, input, mask)
+        self.check(input, mask)
+        return self.normalize(input, mask)
 
     def check(self, x: Tensor, mask: Tensor | None) -> None:
         if not self.strict and mask is None:

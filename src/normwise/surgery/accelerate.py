@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from normwise import kernels
 from normwise.errors import UsageError
-from normwise.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normwise.layers.normact import NormAct, takes_tail
-from normwise.layers.within import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from normwise.layers.within import GroupNorm
 from normwise.ops import tracing
+from normwise.surgery.adopt import OURS
 from normwise.surgery.fold import tolerance
 from normwise.surgery.forward import call, quiet, tensors
 from normwise.surgery.plan import Plan, operation
@@ -96,7 +96,7 @@ def _own(kind: type) -> type[nn.Module]:
 
 def _take_over(plan: Plan, path: str, norm: Any) -> None:
     """Changes the class of a norm; the plan records that, or why not."""
-    new = _OURS.get(type(norm))
+    new = OURS.get(type(norm))
     if new is None and (not isinstance(norm, _NORMS) or type(norm).__module__.startswith("normwise.")):
         return
     why = _obstacle(norm) if new is not None else _stranger(norm)
@@ -114,14 +114,14 @@ def _take_over(plan: Plan, path: str, norm: Any) -> None:
 def _stranger(norm: nn.Module) -> str:
     if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
         return "it normalizes each position, where PyTorch's own kernel is taken"
-    if isinstance(norm, nn.SyncBatchNorm):
-        return "it pools over processes"
     if isinstance(norm, LazyModuleMixin):
         return "it does not know its channels yet; run one batch through the model first"
     return "it is a class of its own, whose forward may do more than normalize"
 
 
 def _obstacle(norm: Any) -> str:
+    if isinstance(norm, nn.SyncBatchNorm):
+        return "it pools over processes"
     device = next((t.device.type for t in (*norm.parameters(), *norm.buffers())), "cpu")
     if device != "cpu":
         return f"it is on {device}, and the kernels run on the CPU"
@@ -187,13 +187,4 @@ def _verify(plan: Plan, model: nn.Module, before: dict[str, list[Tensor] | None]
         plan.say(f"in {mode} the outputs of the example moved by at most {error:.3g} (their size is {size:.3g}).")
 
 
-_OURS: dict[type, type[nn.Module]] = {
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    nn.BatchNorm3d: BatchNorm3d,
-    nn.InstanceNorm1d: InstanceNorm1d,
-    nn.InstanceNorm2d: InstanceNorm2d,
-    nn.InstanceNorm3d: InstanceNorm3d,
-    nn.GroupNorm: GroupNorm,
-}
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

@@ -14,17 +14,18 @@ def adopt(module: nn.Module) -> bool:
     >>> adopt(norm), type(norm).__module__
     (True, 'normwise.layers.batch')
     """
-    if type(module) in _OURS:
-        module.__class__ = _OURS[type(module)]
+    if type(module) in OURS:
+        module.__class__ = OURS[type(module)]
     return isinstance(module, Running)
 
 
-_OURS: dict[type[nn.Module], type[nn.Module]] = {
+OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: batch.BatchNorm1d,
     nn.BatchNorm2d: batch.BatchNorm2d,
     nn.BatchNorm3d: batch.BatchNorm3d,
     nn.InstanceNorm1d: within.InstanceNorm1d,
     nn.InstanceNorm2d: within.InstanceNorm2d,
     nn.InstanceNorm3d: within.InstanceNorm3d,
+    nn.GroupNorm: within.GroupNorm,
     nn.SyncBatchNorm: SyncNorm,
 }

@@ -7,6 +7,7 @@ from torch import nn
 from normwise.errors import UsageError
 from normwise.layers.batch import BatchNorm
 from normwise.layers.frozen import FrozenNorm
+from normwise.layers.recurrent import Recurrent
 from normwise.surgery.adopt import adopt
 from normwise.surgery.find import Found, norm_layers
 from normwise.surgery.plan import Plan, operation
@@ -62,11 +63,11 @@ def _freeze(plan: Plan, layer: Found, statistics: bool, affine: bool) -> None:
         if not why:
             norm.frozen = True
             done.append("statistics")
-    learned = [p for p in norm.parameters() if p.requires_grad]
+    learned = [name for name, p in _affine(norm) if p.requires_grad]
     if affine and learned:
-        norm.frozen_affine = True
-        for parameter in learned:
-            parameter.requires_grad_(False)
+        norm.frozen_affine = (*getattr(norm, "frozen_affine", ()), *learned)
+        for name in learned:
+            norm.get_parameter(name).requires_grad_(False)
         done.append("weight and bias")
     if done:
         plan.change(layer.path, before, before, _note(done, why if statistics else "", layer.tied))
@@ -79,6 +80,8 @@ def _unfit(layer: Found) -> str:
     norm: Any = layer.module
     if layer.frozen or getattr(norm, "frozen", False):
         return "frozen already"
+    if isinstance(norm, Recurrent) and norm.norm == "batch":
+        return ""
     if norm._buffers.get("running_mean") is None:
         return "it remembers no statistics"
     if layer.locked:
@@ -89,7 +92,9 @@ def _unfit(layer: Found) -> str:
 def _unfreeze(plan: Plan, layer: Found) -> None:
     norm: Any = layer.module
     before, done = layer.what, []
-    affine = getattr(norm, "frozen_affine", False) or (isinstance(norm, FrozenNorm) and not norm.learn)
+    affine: Any = getattr(norm, "frozen_affine", ())
+    if isinstance(norm, FrozenNorm) and not norm.learn:
+        affine = [name for name, _ in _affine(norm)]
     if getattr(norm, "frozen", False):
         done.append("statistics")
         vars(norm).pop("frozen", None)
@@ -99,12 +104,18 @@ def _unfreeze(plan: Plan, layer: Found) -> None:
     if affine:
         done.append("weight and bias")
         vars(norm).pop("frozen_affine", None)
-        for parameter in norm.parameters():
-            parameter.requires_grad_(True)
+        for name in affine:
+            norm.get_parameter(name).requires_grad_(True)
     if done:
         plan.change(layer.path, before, "batch" if before.startswith("frozen") else before, _note(done, "", layer.tied))
     elif layer.frozen:
         plan.leave(layer.path, before, "frozen by its class, without a way back; swap it")
+
+
+def _affine(norm: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What a norm itself learns: of a recurrent layer not the other weights, nor what further layers inside learn."""
+    own = norm.named_parameters(recurse=False)
+    return [(name, p) for name, p in own if name.startswith("norm_") or not isinstance(norm, Recurrent)]
 
 
 def _note(done: list[str], left: str, tied: str) -> str:

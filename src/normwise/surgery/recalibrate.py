@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normwise.errors import UsageError
+from normwise.layers.memory import StepMemory
 from normwise.surgery.forward import call_labelled, quiet
 from normwise.surgery.plan import Plan, operation
 from normwise.table import Moments, moments
@@ -74,6 +75,8 @@ def _chosen(plan: Plan, model: nn.Module) -> dict[Any, str]:
     """The norms to recalibrate and their paths; the plan records why others are left."""
     chosen: dict[Any, str] = {}
     for path, norm in model.named_modules():
+        if isinstance(norm, StepMemory):
+            plan.leave(path, type(norm).__name__, "it has a memory for each time step; train it")
         if not isinstance(norm, _NormBase):
             continue
         if norm._buffers.get("running_mean") is None:
@@ -99,7 +102,8 @@ def _measure(
     seen: list[tuple[Any, _Pool]] = []
 
     def observe(norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((norm, _observed(norm, norms[norm], *args, **kwargs)))
+        x, *mask = args or (kwargs["input"] if "input" in kwargs else kwargs["x"],)
+        seen.append((norm, _observed(norm, norms[norm], x, mask[0] if mask else kwargs.get("mask"))))
 
     number = skipped = 0
     with quiet(model), _generators_kept(loader):
@@ -121,10 +125,10 @@ def _measure(
     return merged, number
 
 
-def _observed(norm: Any, path: str, input: Tensor, mask: Tensor | None = None) -> _Pool:
+def _observed(norm: Any, path: str, x: Tensor, mask: Tensor | None) -> _Pool:
     """The statistics of one use."""
-    unbatched = any(isinstance(norm, kind) and input.dim() == rank for kind, rank in _UNBATCHED)
-    table = moments(input.detach().unsqueeze(0) if unbatched else input.detach(), mask)
+    unbatched = any(isinstance(norm, kind) and x.dim() == rank for kind, rank in _UNBATCHED)
+    table = moments(x.detach().unsqueeze(0) if unbatched else x.detach(), mask)
     mean, var, count = (torch.as_tensor(each).cpu().double().expand(table.mean.shape) for each in table)
     if isinstance(norm, _InstanceNorm):
         var, count = Moments(mean, var, count).unbiased, torch.ones_like(mean)

@@ -87,7 +87,7 @@ class Tape:
 
     def fits(self, block: nn.Module, args: tuple[Any, ...]) -> bool:
         """Whether the steps are what the forward would do with these arguments."""
-        known = len(args) == self.inputs and not any(isinstance(arg, fx.Proxy) for arg in args)
+        known = len(args) == self.inputs and not any(arg is None or isinstance(arg, fx.Proxy) for arg in args)
         return known and same_looks(self.looks, looks(block))
 
     def run(self, block: nn.Module, args: tuple[Any, ...]) -> Any:

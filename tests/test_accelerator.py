@@ -1,0 +1,39 @@
+"""Trials on an accelerator; skipped where there is none, so what is said here has to be read with docs/cluster.md."""
+
+from pathlib import Path
+
+import pytest
+import small_task
+import torch
+
+import normwise as nw
+from normwise.experiment.resolve import resolve
+from normwise.experiment.setting import Setting
+from normwise.experiment.train import train
+from normwise.experiment.trial import Trial
+
+pytestmark = [
+    pytest.mark.accelerator,
+    pytest.mark.skipif(not torch.accelerator.is_available(), reason="PyTorch finds no accelerator on this machine"),
+]
+
+
+class Small:
+    model, data = staticmethod(small_task.model), staticmethod(small_task.data)
+    epochs, delta = 2, 0.01
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("arm", ["batch", "layer", "none"])
+def test_a_trial_trains(arm: str, precision: str) -> None:
+    device = str(torch.accelerator.current_accelerator())
+    result = train(resolve(Small()), Trial(arm, 16, 0.05, seed=0), Setting(device, precision))
+    assert result.status == "ok"
+    assert result.measures["judge"] > 0.6
+
+
+@pytest.mark.slow
+def test_a_comparison_runs(tmp_path: Path) -> None:
+    device = str(torch.accelerator.current_accelerator())
+    found = nw.compare(Small(), ["batch", "none"], [16], device=device, budget="60trials", workers=1, out=tmp_path)
+    assert {row["status"] for row in found.results} == {"ok"}
