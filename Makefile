@@ -11,7 +11,7 @@ TESTS ?= 2
 ZOO_VENV ?= .venv-zoo
 ZOO := $(ZOO_VENV)/bin/python
 
-.PHONY: help compare test test-zoo quick check format lint types native docs test-conventions lock clean
+.PHONY: help compare test test-zoo quick check format lint types native asan docs test-conventions lock clean
 .NOTPARALLEL: # two runs of pip in one .venv get in each other's way
 
 help: ## Shows this list.
@@ -45,6 +45,9 @@ types: $(DEV) ## Pyright.
 
 native: $(DEV) ## Were the kernels built?
 	$(BIN)/python -c "import normwise as nw; assert nw.backend() == 'native', 'the kernels were not built'"
+
+asan: $(DEV) ## Runs the kernels' tests under AddressSanitizer (minutes, not in check).
+	bash tests/asan.sh
 
 docs: $(DEV) ## Builds the site into site/; a broken link or reference is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

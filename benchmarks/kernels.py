@@ -3,10 +3,11 @@
     python benchmarks/kernels.py [--threads 2] [--dtype float32] [--rounds 3] [--peers normwise eager compile]
                                  [--cells REGEX]   only cells whose line begins so, e.g. "8x32.* last .*group"
 
-Peers: `normwise` (the raw operators), `public` (nw.functional and autograd), `eager`, `compile`; an address behind
-@, as in `normwise@/other/src`, takes another build. Each cell is the lower quartile over all rounds of its own peer's
-process, divided by that of x.clone() in the same process (its milliseconds stand first; `warm` is a copy into memory
-that was used before). `f` is the forward alone, `f+b` forward and backward with weight, bias and a given gradient.
+Peers: `normwise` (the raw operators), `public` (nw.functional and autograd), `forced` (the same, never PyTorch's
+operator: shows what the rule in normwise.plain is worth), `eager`, `compile`; an address behind @, as in
+`normwise@/other/src`, takes another build. Each cell is the lower quartile over all rounds of its own peer's process,
+divided by that of x.clone() in the same process (its milliseconds stand first; `warm` is a copy into memory that was
+used before). `f` is the forward alone, `f+b` forward and backward with weight, bias and a given gradient.
 """
 
 import argparse
@@ -57,7 +58,11 @@ def forward_and_backward(peer: str, norm: str, args: tuple[Tensor, ...], g: Tens
     """Two functions to time: the forward without gradients, and forward with backward."""
     if peer == "normwise":
         return _ours(norm, args, g)
-    run = {"compile": torch.compile(eager, dynamic=False), "public": public}.get(peer, eager)
+    if peer == "forced":
+        from normwise import plain
+
+        plain._suits_pytorch = lambda x, groups: False
+    run = {"compile": torch.compile(eager, dynamic=False), "public": public, "forced": public}.get(peer, eager)
     leaves = [t.clone().requires_grad_() for t in args]
 
     def forward() -> Tensor:

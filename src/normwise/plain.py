@@ -54,7 +54,7 @@ def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
     if native(x, weight, bias, x.shape[1]):
         return _norm(x, weight, bias, x.shape[1], eps, None, tail)[0]
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
-    return tail(keep_layout(F.instance_norm(x, None, None, weight, bias, True, 1.0, eps), x))
+    return tail(_instance_norm(x, None, None, weight, bias, eps))
 
 
 def observed_instance_norm(
@@ -72,8 +72,7 @@ def observed_instance_norm(
         return y, mean.mean(0), var.mean(0) * (number / (number - 1))
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
     mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
-    y = keep_layout(F.instance_norm(x, mean, var, weight, bias, True, 1.0, eps), x)
-    return tail(y), mean, var
+    return tail(_instance_norm(x, mean, var, weight, bias, eps)), mean, var
 
 
 def group_norm(
@@ -196,6 +195,14 @@ def _batch_norm(
     return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
 
+def _instance_norm(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    if not tracing() and not len(x):  # which PyTorch's instance norm refuses
+        return F.group_norm(x, x.shape[1], weight, bias, eps)
+    return keep_layout(F.instance_norm(x, mean, var, weight, bias, True, 1.0, eps), x)
+
+
 def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """PyTorch's operator; its CPU kernel for channels_last takes E[x^2] - E[x]^2 and is never called."""
     if x.device.type != "cpu" or _is_plain(x):
@@ -210,7 +217,7 @@ def _suits_pytorch(x: Tensor, groups: int) -> bool:
     if groups == 0 and values <= SMALL:
         return True
     in_groups = 0 < groups < x.shape[1]
-    few = plane < 64 or values <= 4 * SMALL if in_groups else plane < 32
+    few = plane < 64 or values <= 4 * SMALL if in_groups else plane < 16
     return few and _is_plain(x)
 
 

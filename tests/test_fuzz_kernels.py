@@ -1,0 +1,164 @@
+"""The native kernels on shapes, strides and dtypes nobody would think of, beside forbidden memory, and threaded."""
+
+import ctypes
+import itertools
+import mmap
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from normwise import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
+
+ACTS = {
+    "none": (kernels.NONE, lambda p: p),
+    "relu": (kernels.RELU, F.relu),
+    "leaky": (kernels.leaky_relu(0.1), lambda p: F.leaky_relu(p, 0.1)),
+    "silu": (kernels.SILU, F.silu),
+    "gelu": (kernels.GELU, F.gelu),
+}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+shapes = st.tuples(st.integers(0, 5), st.integers(1, 40), st.lists(st.integers(1, 12), max_size=3))
+layouts = st.permutations(range(5)).flatmap(lambda order: st.tuples(st.just(order), st.integers(0, 4), st.booleans()))
+
+
+def laid_out(shape: tuple[int, ...], layout: tuple[list[int], int, bool], dtype: torch.dtype, seed: int) -> Tensor:
+    """A random tensor whose axes lie in any order in memory, cut from a larger one, perhaps with an axis expanded."""
+    order = [axis for axis in layout[0] if axis < len(shape)]
+    margin, expanded = layout[1:]
+    generator = torch.Generator().manual_seed(seed)
+    stored = torch.randn([shape[axis] + margin for axis in order], generator=generator).to(dtype)
+    cut = stored[tuple(slice(margin, None) for _ in order)].permute(*sorted(range(len(order)), key=order.__getitem__))
+    return cut[..., :1].expand(shape) if expanded and shape[-1] else cut
+
+
+def naive(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """Batch norm for 0 groups, else group norm, with eps 0.1."""
+    n, c = x.shape[:2]
+    z = x.reshape(n, c, -1).transpose(0, 1).reshape(1, c, -1) if groups == 0 else x.reshape(n, groups, -1)
+    z = (z - z.mean(2, keepdim=True)) / (z.var(2, correction=0, keepdim=True) + 0.1).sqrt()
+    z = z.reshape(c, n, -1).transpose(0, 1) if groups == 0 else z
+    return (z.reshape(n, c, -1) * weight[:, None] + bias[:, None]).reshape(x.shape)
+
+
+def close(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
+    scale = max(1.0, want.abs().max().item()) if want.numel() else 1.0
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@settings(max_examples=300)
+@given(
+    shape=shapes,
+    layout=st.tuples(layouts, layouts, layouts),
+    dtype=st.sampled_from(sorted(TOLERANCE, key=str)),
+    act=st.sampled_from(sorted(ACTS)),
+    residual=st.booleans(),
+    which=st.integers(0, 5),
+)
+def test_any_call_equals_naive_arithmetic(shape, layout, dtype, act, residual, which):
+    size = (shape[0], shape[1], *shape[2])
+    divisors = [0] + [d for d in range(1, size[1] + 1) if size[1] % d == 0]
+    groups = divisors[which % len(divisors)]
+    x, g, r = (laid_out(size, one, dtype, seed) for seed, one in enumerate(layout))
+    weight, bias = torch.rand(size[1]) + 0.5, torch.randn(size[1])
+    code, function = ACTS[act]
+    y, mean, var = kernels.norm(x, weight, bias, groups, 0.1, residual=r if residual else None, act=code)
+    extra = None if not residual or act == "none" else y if code.output_tells else r
+    dx, dw, db, dr = kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, code)
+    assert y.shape == dx.shape == x.shape
+    if x.numel() == 0:
+        assert not torch.cat([dw, db]).any()
+        return
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias, r)]
+    lx, lw, lb, lr = leaves
+    before = naive(lx, lw, lb, groups) + (lr if residual else 0)
+    want = function(before)
+    # where rounding decides on which side of a kink a value lies, its gradient is anybody's
+    clear = before.detach().abs() > TOLERANCE[dtype] * 10
+    if clear.all() or act in ("none", "silu", "gelu"):
+        grads = torch.autograd.grad(want, leaves if residual else leaves[:3], g.double())
+        for got, right in zip([dx, dw, db] + ([] if extra is None else [dr]), grads, strict=False):
+            close(got, right, dtype)
+    close(y, want.detach(), dtype)
+
+
+def fenced(t: Tensor) -> Tensor:
+    """A copy of a dense t with forbidden memory behind its last value."""
+    size, page = t.numel() * t.element_size(), mmap.PAGESIZE
+    pages = -(-size // page)
+    room = mmap.mmap(-1, (pages + 1) * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    forbid = ctypes.CDLL(None, use_errno=True).mprotect
+    assert forbid(ctypes.c_void_p(address + pages * page), page, 0) == 0  # PROT_NONE
+    copy = torch.frombuffer(room, dtype=t.dtype, count=t.numel(), offset=pages * page - size)
+    return copy.as_strided(t.shape, t.stride()).copy_(t)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect as Linux has it")
+@pytest.mark.parametrize("dtype", sorted(TOLERANCE, key=str), ids=str)
+def test_nothing_behind_the_input_is_read(dtype):
+    # reading one byte too many kills the process: no sanitizer sees through masked loads
+    for sides, last, groups in itertools.product([(), (3,), (5, 7), (16, 16)], (False, True), (0, 1, 21)):
+        form = "channels last" if last and sides else "contiguous"
+        x, g, r = (
+            torch.randn(3, *((*sides, 21) if form != "contiguous" else (21, *sides))).to(dtype) for _ in range(3)
+        )
+        x, g, r = (fenced(t.movedim(-1, 1) if form != "contiguous" else t) for t in (x, g, r))
+        weight, bias = fenced(torch.rand(21)), fenced(torch.randn(21))
+        for act in (kernels.NONE, kernels.SILU):
+            y, mean, var = kernels.norm(x, weight, bias, groups, 0.1, residual=r, act=act)
+            extra = None if act == kernels.NONE else r
+            kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, act)
+            assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_narrower_vectors_compute_the_same(width):
+    # the width is chosen once a process; the environment narrows it
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "naive or behind"]
+    environment = os.environ | {"NORMWISE_VECTOR_BYTES": str(width)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+CASES = [((3, 40, 31, 33), 0), ((1, 2, 400, 401), 2), ((4, 64, 20, 20), 8), ((2, 3, 200, 200), 3), ((2, 512, 7, 7), 0)]
+
+
+def both_ways(shape: tuple[int, ...], groups: int, last: bool) -> list[Tensor]:
+    """Output, statistics and all gradients of one call on fixed numbers."""
+    generator = torch.Generator().manual_seed(1)
+    form = torch.channels_last if last else torch.contiguous_format
+    x, g = (torch.randn(shape, generator=generator).contiguous(memory_format=form) for _ in range(2))
+    y, mean, var = kernels.norm(x, None, None, groups, 1e-5)
+    return [y, mean, var, *kernels.norm_backward(g, x, mean, var, None, None, groups, 1e-5)[:3]]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("shape", "groups"), CASES, ids=str)
+def test_thread_counts_agree(shape, groups, last):
+    alone = both_ways(shape, groups, last)
+    try:
+        for threads in (2, 4):
+            torch.set_num_threads(threads)
+            for one, other in zip(alone, both_ways(shape, groups, last), strict=True):
+                torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * max(1.0, one.abs().max().item()))
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_calls_from_several_python_threads_do_not_disturb_each_other(last):
+    alone = [both_ways(shape, groups, last) for shape, groups in CASES]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda case: both_ways(case[0], case[1], last), CASES * 4)
+        for one, other in zip(alone * 4, found, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
