@@ -24,7 +24,7 @@ class Database:
     def __init__(self, url: str, study: str) -> None:
         from optuna.storages import RDBStorage
 
-        self._shown, self._study = re.sub(r"//([^:/@]*):[^@]*@", r"//\1:...@", url), study
+        self._shown, self._study = without_password(url), study
         self._guard: Connection | None = None
         self._leaving = Event()
         try:
@@ -119,6 +119,15 @@ def with_driver(url: str) -> str:
     'postgresql+psycopg://me@host/runs'
     """
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+
+
+def without_password(url: str) -> str:
+    """A storage URL that may be shown.
+
+    >>> without_password("postgresql://me:secret@host/runs")
+    'postgresql://me:...@host/runs'
+    """
+    return re.sub(r"//([^:/@]*):[^@]*@", r"//\1:...@", url)
 
 
 def is_away(error: BaseException) -> bool:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from normwise.errors import UsageError
+from normwise.experiment.database import without_password
 from normwise.surgery.command import read_spec
 
 DEFAULTS: dict[str, Any] = {
@@ -130,15 +130,6 @@ def _norm(text: str) -> str:
     """A spec as it is; a mapping, also one from @file, as JSON of its own."""
     found = read_spec(text)
     return found if isinstance(found, str) else json.dumps(found)
-
-
-def without_password(url: str) -> str:
-    """A storage URL that may be shown.
-
-    >>> without_password("postgresql://me:secret@host/runs")
-    'postgresql://me:...@host/runs'
-    """
-    return re.sub(r"//([^:/@]*):[^@]*@", r"//\1:...@", url)
 
 
 def parse_stack(text: str) -> tuple[int, bool]:
