@@ -28,10 +28,10 @@ template <class A> struct Coefficients {
   int64_t row;
 };
 
-enum class Act : int64_t { none, clip, leaky, silu, gelu };
-constexpr int kActs = 5;
+enum class Act : int64_t { none, clip, leaky, silu, gelu, floor };
+constexpr int kActs = 6;
 
-struct Activation {  // clip to [low, high]; leaky with slope low
+struct Activation {  // clip to [low, high]; leaky with slope low; floor: not below what the job says for the channel
   Act kind = Act::none;
   double low = 0, high = 0;
 };
@@ -43,6 +43,7 @@ template <class T> struct Job {
   Grid<T> out, extra_grad;
   Coefficients<Acc<T>> table{};
   Activation act;
+  const Acc<T>* floor = nullptr;  // one per channel
   bool stream = false;  // bypass the cache when storing
 };
 
@@ -52,8 +53,9 @@ template <class T> struct Kernels {
   void (*moments)(const Job<T>&, const Tile&, double* mean, double* deviations);
   // out = act((x - center) * scale + shift + extra)
   void (*scale_shift[kActs][2])(const Job<T>&, const Tile&);
-  // adds to sums the sum of g' and to products the sum of g' * (x - center); g' is g behind the activation
-  void (*reduce_grad[kActs][2])(const Job<T>&, const Tile&, double* sums, double* products);
+  // adds to sums the sum of g' and to products the sum of g' * (x - center); g' is g behind the activation; for
+  // floor also, to floored, the sum of g - g'
+  void (*reduce_grad[kActs][2])(const Job<T>&, const Tile&, double* sums, double* products, double* floored);
   // out = scale * g' + slope * (x - center) + offset; extra_grad = g'
   void (*apply_grad[kActs][2])(const Job<T>&, const Tile&);
 };

@@ -52,6 +52,28 @@ template <class A> struct Gelu {
   }
 };
 
+// Learned per channel; a NaN on either side comes through. Equal values share the gradient, as in torch.maximum.
+template <class A> struct Floor {
+  static constexpr bool kOutputTells = false;
+  static constexpr int kBundle = 4;
+  Vec<A> low{};
+  explicit Floor(const Activation&) {}
+  Vec<A> operator()(Vec<A> p) const { return (p > low) | (p != p) ? p : low; }
+  Vec<A> grad(Vec<A> g, Vec<A> p) const { return p > low ? g : (p == low ? A(0.5) * g : Vec<A>{}); }
+};
+
+template <class F, class A> constexpr bool kIsFloor = std::is_same_v<F, Floor<A>>;
+
+// The activation of one channel, or of as many as a vector has lanes.
+template <class F, class A> inline F of_plane(F act, const A* floor, int64_t c) {
+  if constexpr (kIsFloor<F, A>) act.low = splat(floor[c]);
+  return act;
+}
+template <class F, class A, class L> inline F of_row(F act, const A* floor, int64_t c, L lanes) {
+  if constexpr (kIsFloor<F, A>) act.low = load(floor + c, lanes);
+  return act;
+}
+
 // g behind the activation, from what is at hand: deviation = x - center, and extra if there is one.
 template <class A, template <class> class F, bool has_extra> struct Gate {
   F<A> act;
@@ -160,9 +182,9 @@ template <class T> void plane_moments(const Job<T>& job, const Tile& t, double* 
 template <class T, template <class> class F, bool has_extra>
 void plane_scale_shift(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
-  const F<A> act(job.act);
   for (int64_t c = t.c0; c < t.c1; ++c) {
     const int64_t i = t.n * job.table.row + c;
+    const F<A> act = of_plane(F<A>(job.act), job.floor, c);
     const Vec<A> center = splat(job.table.center[i]), scale = splat(job.table.scale[i]);
     const Vec<A> shift = splat(job.table.shift[i]);
     const T* x = job.x.at(t.n, c, t.s0);
@@ -179,37 +201,42 @@ void plane_scale_shift(const Job<T>& job, const Tile& t) {
 
 // Sums of one run of one plane, c; see plane_moments.
 template <class T, template <class> class F, bool has_extra>
-inline void run_grads(const Job<T>& job, const Gate<Acc<T>, F, has_extra>& gate, int64_t n, int64_t c, int64_t s0,
-                      int64_t length, VecFor<T>& sum, VecFor<T>& product) {
+inline void run_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64_t length, VecFor<T>& sum,
+                      VecFor<T>& product, VecFor<T>& rest) {
   using A = Acc<T>;
+  const Gate<A, F, has_extra> gate{of_plane(F<A>(job.act), job.floor, c)};
   const int64_t i = n * job.table.row + c;
   const Vec<A> center = splat(job.table.center[i]);
   const Vec<A> scale = splat(gate.kNeedsSum ? job.table.scale[i] : 0);
   const Vec<A> shift = splat(gate.kNeedsSum ? job.table.shift[i] : 0);
   const T *g = job.g.at(n, c, s0), *x = job.x.at(n, c, s0), *extra = has_extra ? job.extra.at(n, c, s0) : nullptr;
-  Vec<A> sum_g[4] = {}, sum_gx[4] = {};
+  Vec<A> sum_g[4] = {}, sum_gx[4] = {}, sum_rest[4] = {};
   sweep4<A>(length, [&](int k, int64_t s, auto lanes) {
     const Vec<A> d = load(x + s, lanes) - center;
     const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
-    const Vec<A> v = keep(gate(load(g + s, lanes), d, scale, shift, e), lanes);
+    const Vec<A> given = load(g + s, lanes), v = keep(gate(given, d, scale, shift, e), lanes);
     sum_g[k] += v;
     sum_gx[k] += keep(v * d, lanes);
+    if constexpr (kIsFloor<F<A>, A>) sum_rest[k] += keep(given - v, lanes);
   });
-  sum = total(sum_g), product = total(sum_gx);
+  sum = total(sum_g), product = total(sum_gx), rest = total(sum_rest);
 }
 
 template <class T, template <class> class F, bool has_extra>
-void plane_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products) {
+void plane_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products, double* floored) {
   using A = Acc<T>;
   constexpr int w = kWidth<A>;
-  const Gate<A, F, has_extra> gate{F<A>(job.act)};
   in_runs(t.c0, t.c1, w, [&](int64_t c, int64_t planes) {
     in_runs(t.s0, t.s1, kRun, [&](int64_t s, int64_t n) {
-      Vec<A> sum_g[w] = {}, sum_gx[w] = {};
-      A sum[w], product[w];
-      for (int64_t i = 0; i < planes; ++i) run_grads(job, gate, t.n, c + i, s, n, sum_g[i], sum_gx[i]);
+      Vec<A> sum_g[w] = {}, sum_gx[w] = {}, sum_rest[w] = {};
+      A sum[w], product[w], rest[w];
+      for (int64_t i = 0; i < planes; ++i)
+        run_grads<T, F, has_extra>(job, t.n, c + i, s, n, sum_g[i], sum_gx[i], sum_rest[i]);
       store(sum, lane_by_lane<A>(sum_g)), store(product, lane_by_lane<A>(sum_gx));
       for (int64_t i = 0, at = c - t.c0; i < planes; ++i, ++at) sums[at] += sum[i], products[at] += product[i];
+      if constexpr (!kIsFloor<F<A>, A>) return;
+      store(rest, lane_by_lane<A>(sum_rest));
+      for (int64_t i = 0; i < planes; ++i) floored[c - t.c0 + i] += rest[i];
     });
   });
 }
@@ -217,9 +244,9 @@ void plane_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* p
 template <class T, template <class> class F, bool has_extra>
 void plane_apply_grad(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
-  const Gate<A, F, has_extra> gate{F<A>(job.act)};
   for (int64_t c = t.c0; c < t.c1; ++c) {
     const int64_t i = t.n * job.table.row + c;
+    const Gate<A, F, has_extra> gate{of_plane(F<A>(job.act), job.floor, c)};
     const Vec<A> center = splat(job.table.center[i]), scale = splat(job.table.scale[i]);
     const Vec<A> shift = splat(gate.kNeedsSum ? job.table.shift[i] : 0);
     const Vec<A> slope = splat(job.table.slope[i]), offset = splat(job.table.offset[i]);

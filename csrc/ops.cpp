@@ -62,6 +62,13 @@ Activation activation(int64_t kind, double low, double high) {
   return {static_cast<Act>(kind), low, high};
 }
 
+// What the output does not fall below, per channel, for the activation that needs it.
+Optional as_floor(const Optional& floor, const Tensor& x, int64_t act) {
+  STD_TORCH_CHECK(floor.has_value() == (act == int64_t(Act::floor)), "normwise: a floor comes with activation ",
+                  int64_t(Act::floor), ", got ", act);
+  return as_table(floor, x, x.size(1), "floor");
+}
+
 // What the backward is given besides g and x; without an activation there are no kernels that would read it.
 Optional as_extra(const Optional& extra, const Batch& batch, int64_t act) {
   if (!extra) return extra;
@@ -127,9 +134,10 @@ class Tables {
 };
 
 Tensor scale_shift(const Tensor& given, const Tensor& scale, const Tensor& shift, const Optional& center,
-                   const Optional& residual, int64_t act, double low, double high) {
+                   const Optional& residual, int64_t act, double low, double high, const Optional& floor) {
   check(given);
   const Batch batch(given);
+  const Optional floors = as_floor(floor, given, act);
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
   const Optional extra = residual ? Optional(batch.matching(*residual, "residual")) : Optional();
   Tensor out = batch.like();
@@ -141,22 +149,25 @@ Tensor scale_shift(const Tensor& given, const Tensor& scale, const Tensor& shift
     job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out);
     if (extra) job.extra = batch.grid<const T>(*extra);
     job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
+    job.floor = pointer<Acc<T>>(floors);
     Whole<T>(job, batch.shape).scale_shift();
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, const Optional& center,
-                                       const Optional& scale, const Optional& shift, const Optional& extra,
-                                       int64_t act, double low, double high) {
+std::tuple<Tensor, Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, const Optional& center,
+                                               const Optional& scale, const Optional& shift, const Optional& extra,
+                                               int64_t act, double low, double high, const Optional& floor) {
   check(given);
   const Batch batch(given);
   const Shape& shape = batch.shape;
+  const Optional floors = as_floor(floor, given, act);
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
   const Tensor grad = batch.matching(g, "the gradient");
   const Optional more = as_extra(extra, batch, act);
   Tensor sums = table_like(given, {shape.n, shape.c}, table_dtype(given));
   Tensor products = table_like(given, {shape.n, shape.c}, table_dtype(given));
+  Tensor floored = table_like(given, floor ? Sizes{shape.n, shape.c} : Sizes{0}, table_dtype(given));
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
@@ -164,21 +175,25 @@ std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, con
     job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad);
     if (more) job.extra = batch.grid<const T>(*more);
     job.table = tables.coefficients<A>(shape.c), job.act = activation(act, low, high);
+    job.floor = pointer<A>(floors);
     const int64_t size = shape.n * shape.c;
-    const auto both = numbers<double>(2 * size);
-    std::fill_n(both.get(), 2 * size, 0.0);
-    if (given.numel()) Whole<T>(job, shape).reduce_grad(both.get(), both.get() + size);
-    std::copy_n(both.get(), size, pointer<A>(sums));
-    std::copy_n(both.get() + size, size, pointer<A>(products));
+    const auto all = numbers<double>(3 * size);
+    double *s = all.get(), *p = s + size, *k = floor ? p + size : nullptr;
+    std::fill_n(s, 3 * size, 0.0);
+    if (given.numel()) Whole<T>(job, shape).reduce_grad(s, p, k);
+    std::copy_n(s, size, pointer<A>(sums)), std::copy_n(p, size, pointer<A>(products));
+    if (k) std::copy_n(k, size, pointer<A>(floored));
   });
-  return {sums, products};
+  return {sums, products, floored};
 }
 
 std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, const Tensor& scale, const Tensor& slope,
                                       const Tensor& offset, const Optional& center, const Optional& shift,
-                                      const Optional& extra, int64_t act, double low, double high) {
+                                      const Optional& extra, int64_t act, double low, double high,
+                                      const Optional& floor) {
   check(given);
   const Batch batch(given);
+  const Optional floors = as_floor(floor, given, act);
   const Tables tables(batch, {center, scale, shift, slope, offset}, {0, 1, 0, 0, 0});
   const Tensor grad = batch.matching(g, "the gradient");
   const Optional more = as_extra(extra, batch, act);
@@ -191,6 +206,7 @@ std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, cons
     job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.out = batch.grid<T>(out);
     if (more) job.extra = batch.grid<const T>(*more), job.extra_grad = batch.grid<T>(extra_grad);
     job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
+    job.floor = pointer<Acc<T>>(floors);
     Whole<T>(job, batch.shape).apply_grad();
   });
   return {out, extra_grad};
@@ -210,6 +226,7 @@ std::tuple<Tensor, Tensor, Tensor> norm(const Tensor& given, const Optional& wei
   check(given);
   const Batch batch(given);
   const Pool pool = pool_of(batch.shape, groups);
+  as_floor({}, given, act);
   const Sizes sizes = pool.batch ? Sizes{batch.shape.c} : Sizes{batch.shape.n, groups};
   const int64_t size = pool.batch ? sizes[0] : sizes[0] * sizes[1];
   const Optional w = as_table(weight, given, batch.shape.c, "weight"), b = as_table(bias, given, batch.shape.c, "bias");
@@ -247,6 +264,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
   check(given);
   const Batch batch(given);
   const Pool pool = pool_of(batch.shape, groups);
+  as_floor({}, given, act);
   const int64_t channels = batch.shape.c, size = pool.batch ? channels : batch.shape.n * groups;
   const Optional w = as_table(weight, given, channels, "weight"), b = as_table(bias, given, channels, "bias");
   const Optional m = as_table(mean, given, size, "mean"), v = as_table(var, given, size, "var");
@@ -284,11 +302,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
 STABLE_TORCH_LIBRARY(normwise, m) {
   m.def("moments(Tensor x) -> (Tensor, Tensor)");
   m.def("scale_shift(Tensor x, Tensor scale, Tensor shift, Tensor? center, Tensor? residual, int act, float low, "
-        "float high) -> Tensor");
+        "float high, Tensor? floor=None) -> Tensor");
   m.def("reduce_grad(Tensor g, Tensor x, Tensor? center, Tensor? scale, Tensor? shift, Tensor? extra, int act, "
-        "float low, float high) -> (Tensor, Tensor)");
+        "float low, float high, Tensor? floor=None) -> (Tensor, Tensor, Tensor)");
   m.def("apply_grad(Tensor g, Tensor x, Tensor scale, Tensor slope, Tensor offset, Tensor? center, Tensor? shift, "
-        "Tensor? extra, int act, float low, float high) -> (Tensor, Tensor)");
+        "Tensor? extra, int act, float low, float high, Tensor? floor=None) -> (Tensor, Tensor)");
   m.def("norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor? residual, int groups, "
         "float eps, int act, float low, float high) -> (Tensor, Tensor, Tensor)");
   m.def("norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? extra, "

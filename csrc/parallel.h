@@ -64,14 +64,16 @@ template <class T> class Whole {
   void scale_shift() const { apply(kernels.scale_shift[act][extra]); }
   void apply_grad() const { apply(kernels.apply_grad[act][extra]); }
 
-  void reduce_grad(double* sums, double* products) const {
+  void reduce_grad(double* sums, double* products, double* floored = nullptr) const {
     const int64_t size = shape.n * parts * shape.c;
-    const auto partial = numbers<double>(parts > 1 ? 2 * size : 0);
+    const auto partial = numbers<double>(parts > 1 ? (floored ? 3 : 2) * size : 0);
     double* s = parts > 1 ? partial.get() : sums;
     double* p = parts > 1 ? s + size : products;
-    std::fill_n(s, size, 0.0), std::fill_n(p, size, 0.0);
-    each([&](const Tile& t, int64_t at) { kernels.reduce_grad[act][extra](job, t, s + at, p + at); });
+    double* k = parts > 1 && floored ? p + size : floored;
+    std::fill_n(s, size, 0.0), std::fill_n(p, size, 0.0), std::fill_n(k, floored ? size : 0, 0.0);
+    each([&](const Tile& t, int64_t at) { kernels.reduce_grad[act][extra](job, t, s + at, p + at, k ? k + at : k); });
     if (parts > 1) fold_sums(s, sums), fold_sums(p, products);
+    if (parts > 1 && floored) fold_sums(k, floored);
   }
 
   // The same over one region, by one thread.
@@ -86,7 +88,7 @@ template <class T> class Whole {
     for (int64_t n = r.n0; n < r.n1; ++n) {
       const int64_t at = n * shape.c + r.c0;
       std::fill_n(sums + at, r.c1 - r.c0, 0.0), std::fill_n(products + at, r.c1 - r.c0, 0.0);
-      kernels.reduce_grad[act][extra](job, {n, r.c0, r.c1, 0, shape.s}, sums + at, products + at);
+      kernels.reduce_grad[act][extra](job, {n, r.c0, r.c1, 0, shape.s}, sums + at, products + at, nullptr);
     }
   }
 

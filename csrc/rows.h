@@ -68,6 +68,10 @@ template <class T> struct Widened {
       for (int64_t i = 0; i < times; ++i) std::copy_n(first, width, tables[k] + i * width);
       *given[k] = tables[k];
     }
+    if (const A* first = job.floor) {
+      for (int64_t i = 0; i < times; ++i) std::copy_n(first + rest.c0, width, tables[5] + i * width);
+      job.floor = tables[5];
+    }
     row = 0;
     tile = {0, 0, times * width, 0, (rest.s1 - rest.s0) / times};
     rest.s0 += tile.s1 * times;
@@ -78,7 +82,7 @@ template <class T> struct Widened {
     grid.by.s = times * width;
   }
 
-  alignas(64) A tables[5][kMost];
+  alignas(64) A tables[6][kMost];
 };
 
 template <class T, void (*kernel)(const Job<T>&, const Tile&)> void widened(const Job<T>& job, const Tile& t) {
@@ -151,7 +155,6 @@ template <class T> void row_moments(const Job<T>& job, const Tile& t, double* me
 template <class T, template <class> class F, bool has_extra>
 void narrow_scale_shift(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
-  const F<A> act(job.act);
   const int64_t i = t.n * job.table.row + t.c0, width = t.c1 - t.c0;
   const A *center = job.table.center + i, *scale = job.table.scale + i, *shift = job.table.shift + i;
   in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
@@ -160,6 +163,7 @@ void narrow_scale_shift(const Job<T>& job, const Tile& t) {
     const Out<T> put(job.stream, out.row[0], job.out.by.s);
     sweep<A>(width, [&](int64_t c, auto lanes) {
       const Vec<A> m = load(center + c, lanes), a = load(scale + c, lanes), b = load(shift + c, lanes);
+      const F<A> act = of_row(F<A>(job.act), job.floor, t.c0 + c, lanes);
       for (int r = 0; r < size; ++r) {
         Vec<A> p = (load(x.row[r] + c, lanes) - m) * a + b;
         if constexpr (has_extra) p += load(extra.row[r] + c, lanes);
@@ -172,11 +176,11 @@ void narrow_scale_shift(const Job<T>& job, const Tile& t) {
 // Adds the sums of some rows; center, scale and shift belong to the first of the columns.
 template <int vectors, class T, template <class> class F, bool has_extra, class L>
 inline void column_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64_t rows, L lanes, int64_t columns,
-                         double* sums, double* products) {
+                         double* sums, double* products, double* floored) {
   using A = Acc<T>;
   using G = Gate<A, F, has_extra>;
   constexpr int w = kWidth<A>, places = F<A>::kBundle / vectors;
-  const G gate{F<A>(job.act)};
+  constexpr bool is_floor = kIsFloor<F<A>, A>;
   const int64_t i = n * job.table.row + c;
   Vec<A> center[vectors], scale[vectors] = {}, shift[vectors] = {};
   for (int v = 0; v < vectors; ++v) {
@@ -185,50 +189,59 @@ inline void column_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, in
     if constexpr (G::kNeedsSum) shift[v] = load(job.table.shift + i + v * w, lanes);
   }
   const T *g = job.g.at(n, c, s0), *x = job.x.at(n, c, s0), *extra = has_extra ? job.extra.at(n, c, s0) : nullptr;
-  Vec<A> sum_g[vectors][places] = {}, sum_gx[vectors][places] = {};
+  Vec<A> sum_g[vectors][places] = {}, sum_gx[vectors][places] = {}, sum_rest[vectors][places] = {};
   in_turns<places>(rows, [&](int place, int64_t s) {
     for (int v = 0; v < vectors; ++v) {
       const Vec<A> d = load(x + s * job.x.by.s + v * w, lanes) - center[v];
       const Vec<A> e = has_extra ? load(extra + s * job.extra.by.s + v * w, lanes) : Vec<A>{};
-      const Vec<A> p = gate(load(g + s * job.g.by.s + v * w, lanes), d, scale[v], shift[v], e);
+      const G gate{of_row(F<A>(job.act), job.floor, c + v * w, lanes)};
+      const Vec<A> given = load(g + s * job.g.by.s + v * w, lanes), p = gate(given, d, scale[v], shift[v], e);
       sum_g[v][place] += p;
       sum_gx[v][place] += p * d;
+      if constexpr (is_floor) sum_rest[v][place] += given - p;
     }
   });
-  A sum[vectors * w], product[vectors * w];
+  A sum[vectors * w], product[vectors * w], rest[vectors * w];
   for (int v = 0; v < vectors; ++v) {
     store(sum + v * w, over<places>(sum_g[v])), store(product + v * w, over<places>(sum_gx[v]));
+    if constexpr (is_floor) store(rest + v * w, over<places>(sum_rest[v]));
   }
-  for (int64_t k = 0; k < columns; ++k) sums[k] += sum[k], products[k] += product[k];
+  for (int64_t k = 0; k < columns; ++k) {
+    sums[k] += sum[k], products[k] += product[k];
+    if constexpr (is_floor) floored[k] += rest[k];
+  }
 }
 
 template <class T, template <class> class F, bool has_extra>
-void narrow_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products) {
+void narrow_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products, double* floored) {
   using A = Acc<T>;
   in_runs(t.s0, t.s1, kRows, [&](int64_t s, int64_t rows) {
     in_blocks<A, F<A>::kBundle>(t.c1 - t.c0, [&](int64_t c, auto vectors, auto lanes) {
       const int64_t columns = std::min<int64_t>(vectors * kWidth<A>, t.c1 - t.c0 - c);
-      column_grads<vectors, T, F, has_extra>(job, t.n, t.c0 + c, s, rows, lanes, columns, sums + c, products + c);
+      column_grads<vectors, T, F, has_extra>(job, t.n, t.c0 + c, s, rows, lanes, columns, sums + c, products + c,
+                                            floored + c);
     });
   });
 }
 
 template <class T, template <class> class F, bool has_extra>
-void row_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products) {
+void row_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products, double* floored) {
   const Widened<T> wide(job, t);
-  narrow_reduce_grad<T, F, has_extra>(job, wide.rest, sums, products);
+  narrow_reduce_grad<T, F, has_extra>(job, wide.rest, sums, products, floored);
   if (wide.times == 1) return;
-  double s[wide.kMost] = {}, p[wide.kMost] = {};
-  narrow_reduce_grad<T, F, has_extra>(wide.job, wide.tile, s, p);
-  for (int64_t i = 0; i < wide.times * wide.width; i += wide.width)
+  double s[wide.kMost] = {}, p[wide.kMost] = {}, k[wide.kMost] = {};
+  narrow_reduce_grad<T, F, has_extra>(wide.job, wide.tile, s, p, k);
+  for (int64_t i = 0; i < wide.times * wide.width; i += wide.width) {
     for (int64_t c = 0; c < wide.width; ++c) sums[c] += s[i + c], products[c] += p[i + c];
+    if constexpr (kIsFloor<F<Acc<T>>, Acc<T>>)
+      for (int64_t c = 0; c < wide.width; ++c) floored[c] += k[i + c];
+  }
 }
 
 template <class T, template <class> class F, bool has_extra>
 void narrow_apply_grad(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   using G = Gate<A, F, has_extra>;
-  const G gate{F<A>(job.act)};
   const int64_t i = t.n * job.table.row + t.c0, width = t.c1 - t.c0;
   const A *centers = job.table.center + i, *scales = job.table.scale + i, *shifts = job.table.shift + i;
   const A *slopes = job.table.slope + i, *offsets = job.table.offset + i;
@@ -240,6 +253,7 @@ void narrow_apply_grad(const Job<T>& job, const Tile& t) {
       const Vec<A> center = load(centers + c, lanes), scale = load(scales + c, lanes);
       const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
       const Vec<A> slope = load(slopes + c, lanes), offset = load(offsets + c, lanes);
+      const G gate{of_row(F<A>(job.act), job.floor, t.c0 + c, lanes)};
       for (int r = 0; r < size; ++r) {
         const Vec<A> d = load(x.row[r] + c, lanes) - center;
         const Vec<A> e = has_extra ? load(extra.row[r] + c, lanes) : Vec<A>{};

@@ -23,6 +23,7 @@ template <class T> Layouts<T> list() {
   list<T, Leaky>(all.planes, all.rows, Act::leaky);
   list<T, Silu>(all.planes, all.rows, Act::silu);
   list<T, Gelu>(all.planes, all.rows, Act::gelu);
+  list<T, Floor>(all.planes, all.rows, Act::floor);
   return all;
 }
 

@@ -27,6 +27,7 @@ NONE = Act(0)
 RELU = Act(1, 0.0, float("nan"))
 SILU = Act(3)
 GELU = Act(4)
+_FLOOR = Act(5)  # comes with a tensor
 
 
 def hardtanh(low: float = -1.0, high: float = 1.0) -> Act:
@@ -62,9 +63,13 @@ def scale_shift(
     center: Tensor | None = None,
     residual: Tensor | None = None,
     act: Act = NONE,
+    floor: Tensor | None = None,
 ) -> Tensor:
-    """`act((x - center) * scale + shift + residual)`; coefficients are tables (N, C), (1, C) or (C,)."""
-    return _OPS.scale_shift(x, scale, shift, center, residual, *act)
+    """`act((x - center) * scale + shift + residual)`; coefficients are tables (N, C), (1, C) or (C,).
+
+    `floor` (C,) in place of an activation: what the output does not fall below.
+    """
+    return _OPS.scale_shift(x, scale, shift, center, residual, *_either(act, floor))
 
 
 def reduce_grad(
@@ -75,12 +80,14 @@ def reduce_grad(
     shift: Tensor | None = None,
     extra: Tensor | None = None,
     act: Act = NONE,
-) -> tuple[Tensor, Tensor]:
+    floor: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of g and of `g * (x - center)` over every plane, g taken behind the activation.
 
-    `extra`, if there was a residual: the output where `act.output_tells`, else the residual.
+    `extra`, if there was a residual: the output where `act.output_tells`, else the residual. Third, with a
+    `floor`, the sum of what its gradient is (else empty): where the output equals it, half of g, as in torch.maximum.
     """
-    return _OPS.reduce_grad(g, x, center, scale, shift, extra, *act)
+    return _OPS.reduce_grad(g, x, center, scale, shift, extra, *_either(act, floor))
 
 
 def apply_grad(
@@ -93,9 +100,10 @@ def apply_grad(
     shift: Tensor | None = None,
     extra: Tensor | None = None,
     act: Act = NONE,
+    floor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`scale * g + slope * (x - center) + offset`, and with `extra` the gradient of the residual (else empty)."""
-    return _OPS.apply_grad(g, x, scale, slope, offset, center, shift, extra, *act)
+    return _OPS.apply_grad(g, x, scale, slope, offset, center, shift, extra, *_either(act, floor))
 
 
 def norm(
@@ -138,6 +146,11 @@ def norm_backward(
     return _OPS.norm_backward(g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input)
 
 
+def _either(act: Act, floor: Tensor | None) -> tuple[int, float, float, Tensor | None]:
+    """A floor stands in place of an activation."""
+    return *(act if floor is None else _FLOOR), floor
+
+
 def _load() -> bool:
     for path in sorted(Path(__file__).parent.glob("_C*.so")):
         torch.ops.load_library(path)
@@ -156,8 +169,19 @@ def _fake_scale_shift(x: Tensor, *others: object) -> Tensor:
     return _like(x)
 
 
-def _fake_reduce_grad(g: Tensor, x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
-    return _table(x, x.shape[:2]), _table(x, x.shape[:2])
+def _fake_reduce_grad(
+    g: Tensor,
+    x: Tensor,
+    center: object,
+    scale: object,
+    shift: object,
+    extra: object,
+    act: int,
+    low: float,
+    high: float,
+    floor: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _table(x, x.shape[:2]), _table(x, x.shape[:2]), _table(x, (0,) if floor is None else x.shape[:2])
 
 
 def _fake_apply_grad(

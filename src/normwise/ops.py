@@ -58,30 +58,33 @@ def normalize(
     mask: Tensor | None = None,
     observe: Observe | None = None,
     tail: Tail = NOTHING,
+    floor: Tensor | None = None,
 ) -> Tensor:
     """Scales and shifts every plane of x as `rule(table, *tensors)` says.
 
     The rule is a pure function from the table of moments and all tensors it learns to an `Affine`.
     Where `mask` is False the output is 0 and the input has no influence. `observe` is called once,
-    with the detached table: so a norm remembers. `tail` follows in the same pass, where the kernels run.
+    with the detached table: so a norm remembers. `tail` follows in the same pass, where the kernels run;
+    or `floor` (C,), below which the output does not fall.
 
     >>> x = torch.randn(2, 3, 4, 4)
     >>> y = normalize(x, lambda table: standardize(table, eps=1e-5))
     >>> bool(torch.allclose(y, torch.nn.functional.instance_norm(x), atol=1e-5))
     True
     """
-    if not all(t is None or type(t) in _TYPES for t in (x, *tensors)) or tracing():
-        return tail(reference(x, rule, tensors, mask=mask, observe=observe))
-    native = mask is None and understood(x) and all(t is None or t.is_cpu for t in tensors)
-    if torch.is_grad_enabled():
-        given, rest = (tail, NOTHING) if native else (NOTHING, tail)
-        return rest(_Normalize.apply(x, mask, given.residual, rule, observe, native, given.act, *tensors))
-    if not native:
-        return tail(reference(x, rule, tensors, mask=mask, observe=observe))
-    table = _moments(x)
-    if observe is not None:
-        observe(table)
-    return _scale_shift(x, rule(table, *tensors), tail)
+    known = all(t is None or type(t) in _TYPES for t in (x, floor, *tensors)) and not tracing()
+    native = known and mask is None and understood(x) and all(t is None or t.is_cpu for t in (floor, *tensors))
+    if known and torch.is_grad_enabled():
+        follow = (tail.residual, floor, tail.act) if native else (None, None, kernels.NONE)
+        y = _Normalize.apply(x, mask, *follow, rule, observe, native, *tensors)
+    elif native:
+        table = _moments(x)
+        if observe is not None:
+            observe(table)
+        y = _scale_shift(x, rule(table, *tensors), tail, floor)
+    else:
+        y = reference(x, rule, tensors, mask=mask, observe=observe)
+    return y if native else tail(_floored(y, floor, mask))
 
 
 def reference(
@@ -135,10 +138,11 @@ class _Normalize(torch.autograd.Function):
         x: Tensor,
         mask: Tensor | None,
         residual: Tensor | None,
+        floor: Tensor | None,
+        act: kernels.Act,
         rule: Rule,
         observe: Observe | None,
         native: bool,
-        act: kernels.Act,
         *tensors: Any,
     ) -> Tensor:
         table = _moments(x) if native else moments(x, mask)
@@ -151,42 +155,46 @@ class _Normalize(torch.autograd.Function):
         if observe is not None:
             observe(_detached(table))
         fixed, tail = Affine(*(value.detach() for value in affine)), Tail(residual, act)
-        y = _scale_shift(x, fixed, tail) if native else _apply(x, fixed, mask)
-        ctx.save_for_backward(x, mask, tail.kept(y), *tensors)
+        y = _scale_shift(x, fixed, tail, floor) if native else _apply(x, fixed, mask)
+        ctx.save_for_backward(x, mask, tail.kept(y), floor, *tensors)
         ctx.rule, ctx.table, ctx.leaves, ctx.affine, ctx.native, ctx.act = rule, table, leaves, affine, native, act
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, extra, *tensors = ctx.saved_tensors
-        need_residual = ctx.needs_input_grad[2]
+        x, mask, extra, floor, *tensors = ctx.saved_tensors
+        need_residual, need_floor = ctx.needs_input_grad[2:4]
         if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
-            dx, extra, *rest = _reference_grads(grads[0], x, mask, extra, tensors, ctx)
+            dx, extra, floor, *rest = _reference_grads(grads[0], x, mask, extra, floor, tensors, ctx)
         elif ctx.native:
-            dx, extra, *rest = _native_grads(grads[0], x, extra, ctx)
+            dx, extra, floor, *rest = _native_grads(grads[0], x, extra, floor, ctx)
         else:
             dx, *rest = _grads(grads[0], x, mask, ctx)
-        return dx, None, extra if need_residual else None, *(None,) * (_FIXED - 3), *rest
+        after = extra if need_residual else None, floor if need_floor else None
+        return dx, None, *after, *(None,) * (_FIXED - 4), *rest
 
 
-_FIXED = 7  # arguments of the node before the tensors of the rule
+_FIXED = 8  # arguments of the node before the tensors of the rule
 
 
-def _native_grads(g: Tensor, x: Tensor, extra: Tensor | None, ctx: Any) -> list[Tensor | None]:
-    """As `_grads`, by the kernels; the second is the gradient of the residual."""
+def _native_grads(
+    g: Tensor, x: Tensor, extra: Tensor | None, floor: Tensor | None, ctx: Any
+) -> list[Tensor | None]:
+    """As `_grads`, by the kernels; the second and third are the gradients of residual and floor."""
     table: Moments = ctx.table
     center, scale, shift = (value.detach() for value in ctx.affine)
-    sum_g, sum_gx = kernels.reduce_grad(g, x, center, scale, shift, extra, ctx.act)
+    sum_g, sum_gx, floored = kernels.reduce_grad(g, x, center, scale, shift, extra, ctx.act, floor)
+    dfloor = None if floor is None else convert(floored.sum(0), floor.dtype)
     dmean, dvar, *rest = _backward(ctx.affine, (-scale * sum_g, sum_gx, sum_g), [table.mean, table.var, *ctx.leaves])
     need_x, _, need_residual = ctx.needs_input_grad[:3]
     residual = g if need_residual and ctx.act == kernels.NONE else None
     if not need_x and (residual is not None or not need_residual):
-        return [None, residual, *rest]
+        return [None, residual, dfloor, *rest]
     zero = torch.zeros_like(scale)
     slope = zero if dvar is None else dvar * (2 / table.count)
     offset = (zero if dmean is None else dmean / table.count) + slope * (center - table.mean.detach())
-    dx, behind = kernels.apply_grad(g, x, scale, slope, offset, center, shift, extra, ctx.act)
-    return [dx if need_x else None, behind if residual is None else residual, *rest]
+    dx, behind = kernels.apply_grad(g, x, scale, slope, offset, center, shift, extra, ctx.act, floor)
+    return [dx if need_x else None, behind if residual is None else residual, dfloor, *rest]
 
 
 def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor | None]:
@@ -210,12 +218,19 @@ def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor |
 
 @torch.enable_grad()
 def _reference_grads(
-    g: Tensor, x: Tensor, mask: Tensor | None, extra: Tensor | None, tensors: Sequence[Any], ctx: Any
+    g: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    extra: Tensor | None,
+    floor: Tensor | None,
+    tensors: Sequence[Any],
+    ctx: Any,
 ) -> list[Tensor | None]:
     # views, so that a tensor computed from x is not followed back into x
-    x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
-    y, residual = again(reference(x, ctx.rule, tensors, mask=mask), extra, ctx.act, ctx.needs_input_grad[2])
-    return _backward((y,), (g,), [x, residual, *tensors], create_graph=True)
+    x, floor, *tensors = (None if t is None else t.view_as(t) for t in (x, floor, *tensors))
+    y = _floored(reference(x, ctx.rule, tensors, mask=mask), floor, mask)
+    y, residual = again(y, extra, ctx.act, ctx.needs_input_grad[2])
+    return _backward((y,), (g,), [x, residual, floor, *tensors], create_graph=True)
 
 
 def _backward(
@@ -237,6 +252,10 @@ def _apply(x: Tensor, affine: Affine, mask: Tensor | None) -> Tensor:
     return convert(_fill(y, mask), x.dtype)
 
 
+def _floored(y: Tensor, floor: Tensor | None, mask: Tensor | None) -> Tensor:
+    return y if floor is None else _fill(torch.maximum(y, convert(planes(floor[None], y), y.dtype)), mask)
+
+
 def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~align(mask, x), 0)
 
@@ -245,9 +264,9 @@ def _moments(x: Tensor) -> Moments:
     return Moments(*kernels.moments(x), x.shape[2:].numel())
 
 
-def _scale_shift(x: Tensor, affine: Affine, tail: Tail) -> Tensor:
+def _scale_shift(x: Tensor, affine: Affine, tail: Tail, floor: Tensor | None) -> Tensor:
     center, scale, shift = affine
-    return kernels.scale_shift(x, scale, shift, center, tail.residual, tail.act)
+    return kernels.scale_shift(x, scale, shift, center, tail.residual, tail.act, floor)
 
 
 def _leaf(t: Any, need: bool) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normwise import ops
 from normwise.layers.base import TableNorm
 from normwise.ops import Affine
-from normwise.table import Moments, align, convert, planes
+from normwise.table import Moments
 
 
 class FilterResponseNorm(TableNorm):
@@ -33,9 +33,7 @@ class FilterResponseNorm(TableNorm):
         return partial(_rule, eps=self.eps)
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        y = super().normalize(x, mask)
-        y = torch.maximum(y, convert(planes(self.threshold[None], x), y.dtype))
-        return y if mask is None else y.masked_fill(~align(mask, x), 0)
+        return ops.normalize(x, self.rule(), self.tensors(), mask=mask, floor=self.threshold)
 
 
 def _rule(table: Moments, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Affine:
