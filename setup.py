@@ -34,7 +34,7 @@ class BuildKernels(build_ext):
 
 kernels = Extension(
     "normwise._C",
-    sources=[f"csrc/{name}.cpp" for name in ("ops", "target_avx512", "target_avx2", "target_plain")],
+    sources=[f"csrc/{name}.cpp" for name in ("ops", "lstm", "target_avx512", "target_avx2", "target_plain")],
     depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
     libraries=["torch_cpu"],
     extra_compile_args=FLAGS,

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cell.h"
+
 namespace normwise {
 
 struct BFloat16 { uint16_t bits; };
@@ -60,7 +62,10 @@ template <class T> struct Kernels {
   void (*apply_grad[kActs][2])(const Job<T>&, const Tile&);
 };
 
-template <class T> struct Layouts { Kernels<T> planes, rows; };
+template <class T> struct Layouts {
+  Kernels<T> planes, rows;
+  LstmKernels<Acc<T>> lstm;
+};
 
 // The set for the processor we run on, chosen once.
 template <class T> const Layouts<T>& kernels();

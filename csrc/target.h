@@ -1,4 +1,4 @@
-// Lists the kernels of one target. Included like kernels.h, after rows.h.
+// Lists the kernels of one target. Included like kernels.h, after lstm.h.
 
 template <class T, template <class> class F> constexpr void list(Kernels<T>& planes, Kernels<T>& rows, Act act) {
   const int i = int(act);
@@ -24,6 +24,7 @@ template <class T> Layouts<T> list() {
   list<T, Silu>(all.planes, all.rows, Act::silu);
   list<T, Gelu>(all.planes, all.rows, Act::gelu);
   list<T, Floor>(all.planes, all.rows, Act::floor);
+  all.lstm = {kPanel<Acc<T>>, lstm_forward<Acc<T>>, lstm_backward<Acc<T>>};
   return all;
 }
 

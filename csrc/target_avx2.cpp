@@ -7,6 +7,7 @@ namespace normwise::avx2 {
 #include "vector.h"
 #include "kernels.h"
 #include "rows.h"
+#include "lstm.h"
 #include "target.h"
 }  // namespace normwise::avx2
 #endif

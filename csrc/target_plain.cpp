@@ -9,6 +9,7 @@ namespace plain {
 #include "vector.h"
 #include "kernels.h"
 #include "rows.h"
+#include "lstm.h"
 #include "target.h"
 }  // namespace plain
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normwise.layers.steps import NoSteps
+from normwise.layers import fused
+from normwise.layers.steps import LayerSteps, NoSteps
 
 State = tuple[Tensor, ...]
 
@@ -35,14 +36,23 @@ def lstm(x: Tensor, state: State, w: Weights, norm: NoSteps, alive: Tensor | Non
     """
     bias = None if w.bias_ih is None or w.bias_hh is None else w.bias_ih + w.bias_hh
     inputs = norm.inputs(F.linear(x, w.weight_ih), w.norm_ih, bias)
+    weights = w.weight_hh, w.norm_hh, w.norm_c, w.norm_bias_c
 
-    def step(x: Tensor, state: State, t: int) -> State:
-        h, c = state
-        i, f, g, o = (x + norm.hidden(F.linear(h, w.weight_hh), t, w.norm_hh)).chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        return o.sigmoid() * norm.cell(c, t, w.norm_c, w.norm_bias_c).tanh(), c
+    def steps(inputs: Tensor, state: State, weights: Sequence[Tensor | None]) -> tuple[Tensor, State]:
+        weight_hh, norm_hh, norm_c, norm_bias_c = weights
 
-    return unroll(step, inputs, state, alive)
+        def step(x: Tensor, state: State, t: int) -> State:
+            h, c = state
+            i, f, g, o = (x + norm.hidden(F.linear(h, weight_hh), t, norm_hh)).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            return o.sigmoid() * norm.cell(c, t, norm_c, norm_bias_c).tanh(), c
+
+        return unroll(step, inputs, state, alive)
+
+    if isinstance(norm, LayerSteps) and fused.serves(inputs, *state, *weights):
+        lengths = None if alive is None else alive.sum((0, 2))
+        return fused.lstm(inputs, state, weights, lengths, norm.eps, steps)
+    return steps(inputs, state, weights)
 
 
 def gru(x: Tensor, state: State, w: Weights, norm: NoSteps, alive: Tensor | None) -> tuple[Tensor, State]:
