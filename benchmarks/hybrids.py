@@ -1,4 +1,4 @@
-"""Times table norms beside our own batch norm, and blends beside versions as in their papers' repositories.
+"""Times table norms beside our own batch norm, and beside straightforward versions in PyTorch (papers.py).
 
     python benchmarks/hybrids.py [--threads 2] [--rounds 4] [--layer ghost ...]
 
@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from papers import PAPERS
+from torch import nn
 
 import normwise as nw
 
@@ -23,51 +23,10 @@ SHAPES = [(32, 256, 28, 28), (32, 64, 112, 112)]
 SLICE = 0.4  # seconds a layer is measured before the next one has its turn
 
 
-class PaperBatchInstance(nn.BatchNorm2d):
-    """As github.com/hyeonseobnam/Batch-Instance-Normalization."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
-        self.gate = nn.Parameter(torch.ones(num_features))
-
-    def forward(self, input: Tensor) -> Tensor:
-        batch_weight, rest = self.weight * self.gate, self.weight * (1 - self.gate)
-        mean, var = self.running_mean, self.running_var
-        batch = F.batch_norm(input, mean, var, batch_weight, self.bias, self.training, self.momentum or 0.0, self.eps)
-        n, c = input.shape[:2]
-        flat = input.reshape(1, n * c, *input.shape[2:])
-        instance = F.batch_norm(flat, None, None, None, None, True, 0.0, self.eps).view(input.shape)
-        return batch + instance * rest[None, :, None, None]
-
-
-class PaperSwitchable(nn.BatchNorm2d):
-    """As github.com/switchablenorms/Switchable-Normalization."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
-        self.mean_weight, self.var_weight = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-
-    def forward(self, input: Tensor) -> Tensor:
-        x = input.reshape(*input.shape[:2], -1)
-        mean_in, var_in = x.mean(-1, keepdim=True), x.var(-1, keepdim=True)
-        temp = var_in + mean_in**2
-        mean_ln = mean_in.mean(1, keepdim=True)
-        var_ln = temp.mean(1, keepdim=True) - mean_ln**2
-        mean_bn = mean_in.mean(0, keepdim=True)
-        var_bn = temp.mean(0, keepdim=True) - mean_bn**2
-        a, b = F.softmax(self.mean_weight, 0), F.softmax(self.var_weight, 0)
-        mean = a[0] * mean_in + a[1] * mean_ln + a[2] * mean_bn
-        var = b[0] * var_in + b[1] * var_ln + b[2] * var_bn
-        x = ((x - mean) / (var + self.eps).sqrt()).view(input.shape)
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
-
-
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nw.BatchNorm2d,
     "batch-instance": nw.BatchInstanceNorm,
-    "batch-instance, paper": PaperBatchInstance,
     "switchable": nw.SwitchableNorm,
-    "switchable, paper": PaperSwitchable,
     "ghost": lambda c: nw.GhostNorm(c, chunk_size=8),
     "renorm": nw.RenormNorm,
     "frozen": nw.FrozenNorm,
@@ -76,7 +35,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "grn": nw.GlobalResponseNorm,
     "domain": nw.DomainNorm,
     "instance-enhanced": nw.InstanceEnhancedNorm,
-}
+} | {f"{name}, paper": cls for name, cls in PAPERS.items()}
 
 
 def calls(name: str, shape: list[int], layout: str) -> dict[str, Callable[[], object]]:

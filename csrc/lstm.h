@@ -155,6 +155,9 @@ template <class A> void lstm_forward(const LstmJob<A>& job, const Part& part, A*
       } else {
         std::copy_n(before_h + n * size, size, job.out + at.state_now);
         if (t == 0 || job.keep) std::copy_n(before_c + n * size, size, job.cell + at.state);
+        if (!job.keep) continue;
+        std::fill_n(job.sums + at.gates, 4 * size, A(0)), std::fill_n(job.gates + at.gates, 4 * size, A(0));
+        std::fill_n(job.stats + at.stats, kStats, A(0));
       }
     }
   }

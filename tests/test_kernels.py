@@ -149,7 +149,7 @@ def test_a_floor_per_channel_and_its_gradient(shape, dtype, layout):
     tables = [t.float() for t in (center, scale, shift)] if dtype != torch.float64 else [center, scale, shift]
     low, tolerance = floor.detach().to(tables[0].dtype), TOLERANCE[dtype]
     close(kernels.scale_shift(x, tables[1], tables[2], tables[0], floor=low), want.detach(), 2 * tolerance)
-    sums, products, floored = kernels.reduce_grad(g, x, *tables, floor=low)
+    sums, products, floored = kernels.reduce_grad(g, x, tables[0], tables[1], tables[2], floor=low)
     spatial = tuple(range(2, x.dim()))
     exact = max(1e-5, tolerance) if dtype != torch.float64 else tolerance
     for got, values in ((sums, behind), (products, behind * deviation), (floored, g.double() - behind)):

@@ -148,7 +148,8 @@ def norm_backward(
 
 def _either(act: Act, floor: Tensor | None) -> tuple[int, float, float, Tensor | None]:
     """A floor stands in place of an activation."""
-    return *(act if floor is None else _FLOOR), floor
+    code, low, high = act if floor is None else _FLOOR
+    return code, low, high, floor
 
 
 def _load() -> bool:

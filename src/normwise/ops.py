@@ -177,9 +177,7 @@ class _Normalize(torch.autograd.Function):
 _FIXED = 8  # arguments of the node before the tensors of the rule
 
 
-def _native_grads(
-    g: Tensor, x: Tensor, extra: Tensor | None, floor: Tensor | None, ctx: Any
-) -> list[Tensor | None]:
+def _native_grads(g: Tensor, x: Tensor, extra: Tensor | None, floor: Tensor | None, ctx: Any) -> list[Tensor | None]:
     """As `_grads`, by the kernels; the second and third are the gradients of residual and floor."""
     table: Moments = ctx.table
     center, scale, shift = (value.detach() for value in ctx.affine)
@@ -227,7 +225,7 @@ def _reference_grads(
     ctx: Any,
 ) -> list[Tensor | None]:
     # views, so that a tensor computed from x is not followed back into x
-    x, floor, *tensors = (None if t is None else t.view_as(t) for t in (x, floor, *tensors))
+    x, (floor, *tensors) = x.view_as(x), (None if t is None else t.view_as(t) for t in (floor, *tensors))
     y = _floored(reference(x, ctx.rule, tensors, mask=mask), floor, mask)
     y, residual = again(y, extra, ctx.act, ctx.needs_input_grad[2])
     return _backward((y,), (g,), [x, residual, floor, *tensors], create_graph=True)

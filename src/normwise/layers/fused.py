@@ -1,6 +1,6 @@
 """The LSTM with layer norm by its native kernel, all steps in one node; the loop of operators is its reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 from normwise import kernels
 from normwise.ops import tracing
 
-Saved = tuple[Tensor, Tensor, Tensor, Tensor]  # c before its norm, the sums standardized, the gates, statistics
 Reference = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 _TYPES = (Tensor, torch.nn.Parameter)
 _OPS: Any = torch.ops.normwise
@@ -23,14 +22,14 @@ def serves(*tensors: Tensor | None) -> bool:
     """
     if not kernels.available() or tracing():
         return False
-    dtypes = {t.dtype if type(t) in _TYPES and t.is_cpu and t.layout == torch.strided else None for t in tensors}
-    return dtypes in ({torch.float32}, {torch.float64}) and all(t is not None and t.numel() for t in tensors)
+    known = [t for t in tensors if t is not None and type(t) in _TYPES and t.is_cpu and t.numel()]
+    return len(known) == len(tensors) and {t.dtype for t in known} in ({torch.float32}, {torch.float64})
 
 
 def lstm(
     inputs: Tensor,
     state: tuple[Tensor, ...],
-    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    weights: Sequence[Any],
     lengths: Tensor | None,
     eps: float,
     reference: Reference,
@@ -63,12 +62,10 @@ class _Lstm(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
             return None, None, None, *_reference_grads(grads, ctx, needs)
-        lengths, output, inputs, h, *given = ctx.saved_tensors
+        lengths, output, _, h, *given = ctx.saved_tensors
         c, weight, *norms, cell, sums, gates, stats = given
         g, g_c = (grad.contiguous() for grad in grads)
-        dx, ds, dh, dc, dnorms = _OPS.lstm_backward(
-            g, g_c, h, c, weight, *norms, lengths, cell, sums, gates, stats
-        )
+        dx, ds, dh, dc, dnorms = _OPS.lstm_backward(g, g_c, h, c, weight, *norms, lengths, cell, sums, gates, stats)
         dweight = ds[0].t() @ h
         if len(output) > 1 and needs[3]:
             dweight = dweight.addmm_(ds[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
@@ -97,7 +94,7 @@ def _fake_lstm(inputs: Tensor, h: Tensor, *others: Any) -> tuple[Tensor, ...]:
 
 def _fake_backward(g: Tensor, g_c: Tensor, h: Tensor, *others: Any) -> tuple[Tensor, ...]:
     wide = (*g.shape[:2], 4 * g.shape[2])
-    return *(g.new_empty(shape) for shape in (wide, wide, h.shape, h.shape, (6 * h.shape[-1],))),
+    return (*(g.new_empty(shape) for shape in (wide, wide, h.shape, h.shape, (6 * h.shape[-1],))),)
 
 
 if kernels.available():

@@ -1,7 +1,8 @@
 """The equations of LSTM and GRU, one step after the other, in ordinary differentiable operations."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,22 +38,25 @@ def lstm(x: Tensor, state: State, w: Weights, norm: NoSteps, alive: Tensor | Non
     bias = None if w.bias_ih is None or w.bias_hh is None else w.bias_ih + w.bias_hh
     inputs = norm.inputs(F.linear(x, w.weight_ih), w.norm_ih, bias)
     weights = w.weight_hh, w.norm_hh, w.norm_c, w.norm_bias_c
-
-    def steps(inputs: Tensor, state: State, weights: Sequence[Tensor | None]) -> tuple[Tensor, State]:
-        weight_hh, norm_hh, norm_c, norm_bias_c = weights
-
-        def step(x: Tensor, state: State, t: int) -> State:
-            h, c = state
-            i, f, g, o = (x + norm.hidden(F.linear(h, weight_hh), t, norm_hh)).chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            return o.sigmoid() * norm.cell(c, t, norm_c, norm_bias_c).tanh(), c
-
-        return unroll(step, inputs, state, alive)
-
     if isinstance(norm, LayerSteps) and fused.serves(inputs, *state, *weights):
         lengths = None if alive is None else alive.sum((0, 2))
-        return fused.lstm(inputs, state, weights, lengths, norm.eps, steps)
-    return steps(inputs, state, weights)
+        return fused.lstm(inputs, state, weights, lengths, norm.eps, partial(lstm_steps, norm, alive))
+    return lstm_steps(norm, alive, inputs, state, weights)
+
+
+def lstm_steps(
+    norm: NoSteps, alive: Tensor | None, inputs: Tensor, state: State, weights: Sequence[Any]
+) -> tuple[Tensor, State]:
+    """The steps of `lstm`, from what comes from the input; weights: of h, of its norm, of c's norm, c's bias."""
+    weight_hh, norm_hh, norm_c, norm_bias_c = weights
+
+    def step(x: Tensor, state: State, t: int) -> State:
+        h, c = state
+        i, f, g, o = (x + norm.hidden(F.linear(h, weight_hh), t, norm_hh)).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * norm.cell(c, t, norm_c, norm_bias_c).tanh(), c
+
+    return unroll(step, inputs, state, alive)
 
 
 def gru(x: Tensor, state: State, w: Weights, norm: NoSteps, alive: Tensor | None) -> tuple[Tensor, State]:
