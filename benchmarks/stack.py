@@ -1,15 +1,16 @@
 """What a training step of a network costs in a stack, against the plain loop that trains it alone.
 
-    python benchmarks/stack.py [--members 16] [--rounds 5]
+    python benchmarks/stack.py [--members 16] [--rounds 5] [--network resnet]
     python benchmarks/stack.py --trials
 
 Networks of normwise on digits, one thread. Each peer is a process of its own: alone with oneDNN, alone
-without, stacked, and stacked by vmap (what networks get that the surgery does not know). They take turns;
-of each the lower quartile over all rounds is taken, in milliseconds per step and network. `times` is the
-better of alone divided by stacked. To reach at 16 members: 5 (batch 4) and 2 (batch 32) for the cnn, 3 for
-mlp and resnet. With `--trials`, whole trials of `make compare` instead, evaluation included: seconds of a
-stack of eight per trial, and of the same trial alone at its better oneDNN setting, one after the other in
-one process. To reach: 2 over both batch sizes, 3 at batch size 8.
+without, stacked, stacked with channels last in memory (the mlp has no such layout and is stacked as before), and
+stacked by vmap (what networks get that the surgery does not know). They take turns; of each the lower
+quartile over all rounds is taken, in milliseconds per step and network. `times` is the better of alone
+divided by the better of stacked, as the calibration of a comparison chooses. To reach at 16 members: 5 (batch
+4) and 2 (batch 32) for the cnn, 3 for mlp and resnet. With `--trials`, whole trials of `make compare` instead,
+evaluation included: seconds of a stack of eight per trial, and of the same trial alone at its better oneDNN
+setting, one after the other in one process. To reach: 2 over both batch sizes, 3 at batch size 8.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from normwise.experiment.train import Loop, build, environment, train
 from normwise.experiment.trial import Trial
 
 CELLS = list(itertools.product(("cnn", "mlp", "resnet"), (4, 32), ("batch", "group:4")))
-PEERS = ("alone", "alone, no oneDNN", "stacked", "vmap")
+PEERS = ("alone", "alone, no oneDNN", "stacked", "channels last", "vmap")
 STEPS, RATE = 20, 1e-6
 COMPARED = ("batch", "instance", "group:4", "layer", "none"), (8, 64)  # by `make compare`
 
@@ -50,11 +51,11 @@ def alone(network: str, batch_size: int, arm: str, onednn: bool) -> Callable[[],
     return run
 
 
-def stacked(network: str, batch_size: int, arm: str, members: int) -> Callable[[], float]:
+def stacked(network: str, batch_size: int, arm: str, members: int, layout: bool) -> Callable[[], float]:
     """Seconds per step and member of a stack."""
     task = resolve("digits", model=network)
     length = STEPS / (len(task.parts(0).train) // batch_size) / task.epochs
-    trials = [Trial(arm, batch_size, RATE, seed, length) for seed in range(members)]
+    trials = [Trial(arm, batch_size, RATE, seed, length, channels_last=layout) for seed in range(members)]
     stack = stacked_train.Stack(task, trials, Setting())
 
     def run() -> float:
@@ -95,7 +96,7 @@ def serve(peer: str, members: int) -> None:
     """A peer: for the number of a cell on standard input one measurement on standard output."""
     torch.set_num_threads(1)
     if peer == "vmap":
-        stacked_train.make_losses = lambda members, loss, sample, generators: by_vmap(members, loss, sample)
+        stacked_train.make_losses = lambda members, loss, sample, *rest, **more: by_vmap(members, loss, sample)
     made: dict[int, Callable[[], float]] = {}
     for line in sys.stdin:
         cell = int(line)
@@ -104,7 +105,8 @@ def serve(peer: str, members: int) -> None:
             if peer.startswith("alone"):
                 made[cell] = alone(network, batch_size, arm, peer == "alone")
             else:
-                made[cell] = stacked(network, batch_size, arm, members)
+                layout = peer == "channels last" and network != "mlp"
+                made[cell] = stacked(network, batch_size, arm, members, layout)
             made[cell]()
         print(json.dumps(made[cell]()), flush=True)
 
@@ -113,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--network", choices=("cnn", "mlp", "resnet"), help="only this one")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--trials", action="store_true", help="whole trials of the default comparison")
     options = parser.parse_args()
@@ -126,13 +129,15 @@ def main() -> None:
     processes = {peer: start(peer, options.members) for peer in PEERS}
     print(f"torch {torch.__version__}, one thread, {options.members} members, ms per step and network")
     print(f"{'network':9}{'batch':>6} {'norm':9}" + "".join(f"{peer:>18}" for peer in PEERS) + f"{'times':>8}")
+    cells = [cell for cell, what in enumerate(CELLS) if options.network in (None, what[0])]
     times: dict[tuple[int, str], list[float]] = {}
-    for _, cell, peer in itertools.product(range(options.rounds), range(len(CELLS)), PEERS):
+    for _, cell, peer in itertools.product(range(options.rounds), cells, PEERS):
         times.setdefault((cell, peer), []).append(1e3 * ask(processes[peer], cell))
-    for cell, (network, batch_size, arm) in enumerate(CELLS):
+    for cell in cells:
+        network, batch_size, arm = CELLS[cell]
         found = [statistics.quantiles(times[cell, peer], n=4)[0] for peer in PEERS]
-        cells = "".join(f"{value:18.3f}" for value in found)
-        print(f"{network:9}{batch_size:6} {arm:9}{cells}{min(found[:2]) / found[2]:8.1f}")
+        columns = "".join(f"{value:18.3f}" for value in found)
+        print(f"{network:9}{batch_size:6} {arm:9}{columns}{min(found[:2]) / min(found[2:4]):8.1f}")
     for process in processes.values():
         process.communicate()
 

@@ -7,6 +7,9 @@ import small_task
 import torch
 
 import normwise as nw
+from normwise.experiment.engine import LocalEngine
+from normwise.experiment.job import Job
+from normwise.experiment.ranks import Ranks
 from normwise.experiment.resolve import resolve
 from normwise.experiment.setting import Setting
 from normwise.experiment.train import train
@@ -29,6 +32,17 @@ def test_a_trial_trains(arm: str, precision: str) -> None:
     device = str(torch.accelerator.current_accelerator())
     result = train(resolve(Small()), Trial(arm, 16, 0.05, seed=0), Setting(device, precision))
     assert result.status == "ok"
+    assert result.measures["judge"] > 0.6
+
+
+@pytest.mark.skipif(torch.accelerator.device_count() < 2, reason="PyTorch finds fewer than two accelerators here")
+def test_a_trial_trains_on_two(tmp_path: Path) -> None:
+    job = Job(resolve(Small()), Setting(str(torch.accelerator.current_accelerator()), ranks=Ranks(2)))
+    log = tmp_path / "log.txt"
+    with LocalEngine(job, tmp_path, workers=1, processes=2, key=lambda trial: trial.key(""), log=log) as engine:
+        engine.submit(Trial("layer", 16, 0.05, seed=0))
+        result = engine.next()
+    assert result is not None
     assert result.measures["judge"] > 0.6
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from normwise.claims import CLAIMS, EXPERIMENTS, find
-from normwise.claims.claim import Experiment, Run, settings
+from normwise.claims.claim import Experiment, Run, at_half, settings
 from normwise.claims.experiments import amplify, costs, growth, mates
 from normwise.claims.experiments.gains import width
+from normwise.claims.experiments.training import FewClasses
 from normwise.claims.schedule import make_schedule, seconds_for, seconds_of, tuned_cells
 from normwise.claims.theory import growth as mean_field
+from normwise.data import Arrays
 from normwise.errors import UsageError
 from normwise.loading import reproducible
 
@@ -40,9 +42,41 @@ def test_every_part_reads_cells_that_are_measured(name):
     for part in CLAIMS[name].parts:
         seed = {text: Anything() for text in EXPERIMENTS[part.experiment].cells}
         assert math.isfinite(part.contrast(seed))
-        assert part.half is None or math.isfinite(part.half(seed))
         assert part.delta > 0
         assert part.refuted_by
+
+
+@pytest.mark.parametrize("name", ["B3", "B4", "B7", "I3", "H1", "H2", "R1"])
+def test_the_effect_is_also_measured_at_half_the_training_length(name):
+    part = CLAIMS[name].parts[0]
+    seed = {text: Anything() for text in EXPERIMENTS[part.experiment].cells}
+    assert math.isfinite(part.contrast(at_half(seed)))
+
+
+@pytest.mark.parametrize("name", ["B2", "B3", "B4", "I1", "I3", "I7", "R1", "H1", "H2"])
+def test_the_effect_is_also_measured_at_one_rate_for_all(name):
+    part = CLAIMS[name].parts[0]
+    rivals = [text for group in EXPERIMENTS[part.experiment].rivals for text in group]
+    assert math.isfinite(part.contrast({text: Anything() for text in rivals}))
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_tables_read_cells_that_are_measured(name):
+    for table in CLAIMS[name].tables:
+        read = {text for row in table.rows.values() for text, _ in row.values()}
+        assert len(read & set(EXPERIMENTS[table.experiment].cells)) >= 2 or len(read) == 1
+
+
+@pytest.mark.parametrize("name", ["B1", "B2", "B3", "B4", "I1", "I7", "H1"])
+def test_what_a_pilot_set_is_said(name):
+    assert CLAIMS[name].pilot
+
+
+def test_batches_of_two_classes_hold_two():
+    samples = Arrays(torch.randn(200, 1), torch.arange(200) % 10)
+    batches = list(FewClasses(samples, 8, shuffle=0))
+    assert len(batches) == 25
+    assert max(len(y.unique()) for _, y in batches) == 2
 
 
 @pytest.mark.parametrize("experiment", EVERYTHING, ids=lambda one: one.name)
@@ -70,6 +104,11 @@ def test_each_claim_alone_takes_six_minutes_at_most(name):
     schedule = make_schedule(EVERYTHING, seconds_of("60m"), workers=2)
     used = {part.experiment for part in CLAIMS[name].parts} | {CLAIMS[name].chart.experiment}
     assert seconds_for(schedule, [EXPERIMENTS[one] for one in used], 2, 1.0) <= 360
+
+
+def test_a_short_budget_leaves_out_what_stands_beside_the_verdicts():
+    assert make_schedule(EVERYTHING, seconds_of("quick"), workers=2, known=list(EXPERIMENTS)).brief
+    assert not make_schedule(EVERYTHING, seconds_of("60m"), workers=2).brief
 
 
 def test_a_budget_is_quick_or_a_time():

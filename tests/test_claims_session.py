@@ -1,20 +1,26 @@
 """A run of claims from end to end on small invented experiments: designs broken on purpose, resumption, the page."""
 
+import errno
 import importlib.util
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from normwise import cli
-from normwise.claims import session
-from normwise.claims.claim import Chart, Claim, Experiment, Measures, Part, Published, Run, gap
+from normwise.claims import images, session
+from normwise.claims.claim import Chart, Claim, Experiment, Measures, Part, Published, Run, gap, settings
 from normwise.claims.content import claims_content
+from normwise.claims.experiments import sizes
 from normwise.claims.gather import Gathered
+from normwise.data import Arrays
 from normwise.errors import UsageError
+from normwise.loading import reproducible
 from normwise.report import claims as page
 from normwise.report import claims_text
 
@@ -42,6 +48,11 @@ def tuned(run: Run) -> Measures:
     return {"validation": -abs(run.rate - 3.2), "judge": run.rate}
 
 
+def apart(run: Run) -> Measures:
+    """One arm is best at 0.1, the other at 1."""
+    return {"validation": -abs(run.rate - (0.1 if run.settings["norm"] == "a" else 1.0)), "judge": run.rate}
+
+
 def endless(run: Run) -> Measures:
     """The higher the rate the better, without end."""
     return {"validation": run.rate, "judge": run.rate}
@@ -65,7 +76,9 @@ def stopping(run: Run) -> Measures:
 
 
 def experiment(measure, rates=()):
-    return Experiment(measure.__name__, measure, ("norm=a", "norm=b"), 0.01, 8, rates=rates, exact=not rates)
+    cells = ("norm=a", "norm=b")
+    rivals = (cells,) if rates else ()
+    return Experiment(measure.__name__, measure, cells, 0.01, 8, rates=rates, rivals=rivals, exact=not rates)
 
 
 def claim(name, measured, sign: Literal[-1, 0, 1] = 1):
@@ -124,7 +137,62 @@ def test_a_rate_at_the_end_of_its_grid_is_named(invented, tmp_path):
     found = session.run_claims(out=tmp_path, workers=1, budget="1m")["claims"][0]
     assert found["rates"] == {"norm=a": 10.0, "norm=b": 10.0}
     assert found["rates_at_an_edge"] == ["norm=a", "norm=b"]
-    assert "At the end of their grid" in (tmp_path / "report.html").read_text()
+    said = "Best rate at the end of its grid, also after it was extended: norm=a; norm=b."
+    assert said in (tmp_path / "report.html").read_text()
+
+
+def test_rivals_are_also_measured_at_one_rate(invented, tmp_path):
+    claims = invented(APART=(apart, RATES))
+    found = session.run_claims(out=tmp_path, workers=1, budget="1m")["claims"][0]
+    assert claims
+    assert found["rates"] == {"norm=a": 0.1, "norm=b": 1.0}
+    assert found["shared_rates"] == {"norm=a": 0.32, "norm=b": 0.32}
+    assert found["parts"][0]["mean"] == pytest.approx(0.9)
+    assert found["parts"][0]["one_rate"]["mean"] == pytest.approx(0)
+    assert "One rate for all, where it was measured: norm=a: 0.32" in (tmp_path / "report.html").read_text()
+
+
+def test_a_full_disk_is_told_as_one(invented, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    invented(WORKS=working)
+    monkeypatch.setattr(session, "write_atomic", full)
+    with pytest.raises(UsageError, match="needs room on its disk"):
+        session.run_claims(out=tmp_path, workers=1, budget="1m")
+
+
+def real(monkeypatch, seeds, **cells):
+    """The measurement of `sizes`, its labels shuffled, judged as a claim of its own."""
+    monkeypatch.setattr(sizes, "split", nonsense)
+    contrast = gap(cells["first"], cells["second"], "judge")
+    broken = Part("first", "first minus second", contrast, "sizes", 1, 0.02, "it is", "points")
+    found = {}
+    for seed in range(1, seeds + 1):
+        with reproducible(seed):
+            found[seed] = {text: sizes.measure(Run(settings(text), seed, 0.01, Path())) for text in set(cells.values())}
+    one = replace(claim("X", experiment(working)), parts=(broken,))
+    return claims_content([one], {"sizes": Gathered(found, {})}, 1, str)[0]["parts"][0]
+
+
+def nonsense(seed, train):
+    """The images with labels that have nothing to do with them."""
+    parts = images.split(seed, train)
+    return images.Split(*(Arrays(part.inputs[:600], torch.randint(10, (len(part),))[:600]) for part in parts))
+
+
+def test_a_trained_network_on_shuffled_labels_decides_nothing(monkeypatch):
+    cells = {"first": sizes.place("group:8", "mlp", 64), "second": sizes.place("batch", "mlp", 64)}
+    part = real(monkeypatch, 6, **cells)
+    assert abs(part["mean"]) < 0.04
+    assert part["verdict"] in ("undecided", "negligible")
+
+
+def test_two_arms_that_are_one_network_are_negligible(monkeypatch):
+    text = sizes.place("batch", "mlp", 64)
+    part = real(monkeypatch, 3, first=text, second=text)
+    assert part["verdict"] == "negligible"
+    assert part["values"] == [0.0] * 3
 
 
 def test_an_interrupted_run_goes_on_with_what_it_has(invented, tmp_path):
@@ -221,7 +289,7 @@ def test_the_documentation_shows_the_recorded_run_and_a_short_one_beside_it():
     content = {"claims": made([0.2, 0.21, 0.19, 0.2]), "config": config}
     text = claims_text.markdown(content, {"claims": made([0.1, 0.3])})
     assert "Recorded 2026-11-22 15:00 UTC" in text
-    assert "| first | 20 points | 19 to 21 points | 4 | supported | \u2212" in text
+    assert "| first | 20 points | 19 to 21 points | 4 | supported | - | - | \u2212" in text
     assert "## X Title & more: ✓ supported" in text
     assert "run X" in text
     assert "A \\<caption\\>." in text

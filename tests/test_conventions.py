@@ -70,6 +70,21 @@ def test_without_scale_or_center() -> None:
     assert "gamma" not in nw.to_keras(nw.BatchNorm(2, affine=False))["weights"]
 
 
+def test_bfloat16_goes_over_as_float32() -> None:
+    norm = lively().bfloat16()
+    made: Any = nw.from_keras(nw.to_keras(norm))
+    torch.testing.assert_close(made.running_var, norm.running_var.float())  # pyright: ignore
+    tensors = {name: torch.tensor(values, dtype=torch.bfloat16) for name, values in KERAS.items()}
+    assert nw.from_keras(tensors).weight.dtype == torch.float32
+
+
+def test_what_was_given_does_not_move_with_the_norm() -> None:
+    norm = lively()
+    given = nw.to_keras(norm)["weights"]["gamma"].copy(), nw.to_keras(norm)["weights"]["gamma"]
+    nn.init.constant_(norm.weight, 7.0)
+    np.testing.assert_array_equal(*given)
+
+
 def test_float64_stays() -> None:
     norm: Any = nw.from_keras({name: np.array(values) for name, values in KERAS.items()})
     assert (norm.weight.dtype, norm.running_var.dtype) == (torch.float64, torch.float64)
@@ -116,9 +131,13 @@ class RMSNormalization:
     [
         (lambda: nw.from_keras({"gamma": [1.0]}), "without moving_mean it is no batch norm"),
         (lambda: nw.from_keras({**KERAS, "kernel": [1.0]}), r"got \['kernel'\]"),
-        (lambda: nw.from_keras(KERAS, epsilonn=1), r"options epsilon and momentum; got \['epsilonn'\]"),
+        (lambda: nw.from_keras(KERAS, epsilonn=1), r"options epsilon, momentum and groups; got \['epsilonn'\]"),
         (lambda: nw.from_keras({}, "layer-token"), "a layer without arrays does not say its channels"),
         (lambda: nw.from_keras({**KERAS, "beta": [1.0]}), r"bias must have shape \(2,\), got \(1,\)"),
+        (
+            lambda: nw.from_keras(KERAS, norm="layer-token"),
+            "LayerNorm has no running_mean; leave it out, or say another",
+        ),
         (lambda: nw.from_keras(RMSNormalization()), "must be one of BatchNormalization, .* got RMSNormalization"),
         (lambda: nw.from_keras(KERAS, count=1), "at least 2, got 1"),
         (lambda: nw.to_keras(nn.ReLU()), "ReLU is none of them"),

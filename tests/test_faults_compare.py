@@ -8,24 +8,29 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import small_task
 import torch
+from postgres import Server
 from torch import Tensor, nn
 
 import normwise as nw
 from normwise import cli
 from normwise.errors import UsageError
 from normwise.experiment import engines
+from normwise.experiment.database import with_driver
 
 pytestmark = pytest.mark.slow
 FAULT = "NORMWISE_TEST_FAULT"  # a folder, where workers are to strike
+ABSENCE = float(os.environ.get("NORMWISE_TEST_ABSENCE", "3"))  # seconds for which the database is away
 
 
 class Faulty:
@@ -66,9 +71,9 @@ def eat() -> float:
     return float(len(eaten))
 
 
-def compare(out: Path) -> dict[str, Any]:
-    found = nw.compare(Faulty(), ["batch", "none"], [16], budget="60trials", stack="off", workers=2, out=out)
-    return found.content
+def compare(out: Path, **options: Any) -> dict[str, Any]:
+    options = {"budget": "60trials", "stack": "off", "workers": 2, **options}
+    return nw.compare(Faulty(), ["batch", "none"], [16], out=out, **options).content
 
 
 def scores(content: dict[str, Any]) -> dict[tuple[Any, ...], Any]:
@@ -138,6 +143,34 @@ def test_trials_that_fail_by_themselves_fail_alone_and_the_run_completes(
         key: value for key, value in others.items() if key in before
     }
     assert {key for key in before if key[0] == "batch" and key[2] == "race"} <= others.keys()
+
+
+@pytest.mark.timeout(180)
+def test_a_database_that_stops_for_a_while_changes_nothing(
+    undisturbed: tuple[Path, dict[str, Any]], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        while len(list((folder / "trials").glob("*.json"))) < 10:
+            time.sleep(0.02)
+        server.stop()
+        time.sleep(ABSENCE)
+        server.start()
+
+    with Server() as server:
+        away = threading.Thread(target=interrupt)
+        away.start()
+        content = compare(folder, ledger=server.url)
+        away.join()
+        storage = optuna.storages.RDBStorage(with_driver(server.url))
+        trials = optuna.load_study(study_name=folder.name, storage=storage).trials
+        storage.remove_session()
+        storage.engine.dispose()
+    assert "does not answer; waiting for it" in capsys.readouterr().err
+    assert content["config"]["seconds"] > ABSENCE
+    assert scores(content) == scores(undisturbed[1])
+    assert content["verdict"] == undisturbed[1]["verdict"]
+    keys = [trial.user_attrs["key"] for trial in trials]
+    assert sorted(keys) == sorted(row["key"] for row in content["results"])
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from normwise.experiment.arms import Arm
 from normwise.experiment.evidence import Evidence
 from normwise.experiment.notes import notes
 from normwise.experiment.plan import Plan
+from normwise.experiment.trial import Result, Trial
 
 
 def evidence(*arms, sizes=(8,), rates=None):
@@ -50,6 +51,26 @@ def test_notes_name_layer_and_number():
     note = notes(evidence(with_values(2), sizes=(2,)))[0]
     assert "'9'" in note["text"]
     assert note["arms"] == ["batch"]
+
+
+def calibrated(arm, reason, **way):
+    measures = {} if reason else {"full_length": 1.0}
+    return Result(Trial(arm, 8, 0.1, 0, kind="calibrate", stack=16, **way), reason=reason, measures=measures)
+
+
+def test_what_cannot_be_stacked_says_why():
+    results = (
+        calibrated("batch", "a layer has hooks"),
+        calibrated("batch", "a layer has hooks", channels_last=True),
+        calibrated("layer", ""),
+        calibrated("layer", "no convolution", channels_last=True),
+        calibrated("none", "a layer has hooks"),
+    )
+    arms = Arm("batch"), Arm("layer"), Arm("none")
+    (note,) = notes(dataclasses.replace(evidence(*arms), results=results))
+    assert (note["id"], note["arms"]) == ("one-at-a-time", ["batch", "none"])
+    assert note["text"].startswith("batch at batch size 8, none at batch size 8: trials could not")
+    assert note["text"].endswith("a layer has hooks.")
 
 
 @pytest.mark.parametrize(("instance", "expected"), [(0.9, ["high-rate"]), (0.1, [])])

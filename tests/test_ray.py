@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,24 @@ def test_a_trial_over_its_time_fails_with_the_reason(cluster: Any, tmp_path: Pat
     assert not results[1].failed
 
 
+def rank_of(trial: Trial) -> Result:
+    return Result(trial, measures={name: float(os.environ[name]) for name in ("RANK", "WORLD_SIZE")})
+
+
+def test_a_trial_on_several_processes_waits_for_a_machine_that_has_room(
+    cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with engine(rank_of, tmp_path, processes=2) as on_ray:
+        on_ray.submit(TRIALS[0])
+        assert on_ray.next(timeout=2.0) is None
+        larger = cluster.add_node(num_cpus=2)
+        result = on_ray.next(timeout=60)
+        cluster.remove_node(larger)
+    assert result == Result(TRIALS[0], measures={"RANK": 0.0, "WORLD_SIZE": 2.0})
+    said = "a trial needs a machine with 2 CPUs, the largest of the Ray cluster has 1; waiting for one"
+    assert said in capsys.readouterr().err
+
+
 def test_what_a_lost_machine_had_is_run_elsewhere(cluster: Any, tmp_path: Path) -> None:
     third = cluster.add_node(num_cpus=1)
     places = tmp_path / "begun"
@@ -131,6 +150,41 @@ def test_what_a_lost_machine_had_is_run_elsewhere(cluster: Any, tmp_path: Path) 
     assert sorted(result.trial for result in results) == TRIALS[:3]
     assert not any(result.failed for result in results)
     assert len(list(places.iterdir())) == 4
+
+
+def test_a_machine_lost_in_a_comparison_changes_nothing(cluster: Any, tmp_path: Path) -> None:
+    import small_task  # here, as the trials of other tests import this module within their limit of time
+
+    import normwise as nw
+
+    class Small:
+        model, data = staticmethod(small_task.model), staticmethod(small_task.data)
+        epochs, delta = 1, 0.01
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    there.mkdir()
+    options: dict[str, Any] = {"budget": "60trials", "stack": "off"}
+    expected = nw.compare(Small(), ["batch", "none"], [16], workers=2, out=here, **options).content
+    shutil.copy(here / "config.json", there)
+    third = cluster.add_node(num_cpus=1)
+
+    def remove() -> None:
+        while len(list((there / "trials").glob("*.json"))) < 10:
+            time.sleep(0.02)
+        cluster.remove_node(third)
+
+    lost = threading.Thread(target=remove)
+    lost.start()
+    found = nw.compare(Small(), ["batch", "none"], [16], workers=3, engine="ray", out=there, **options).content
+    lost.join()
+    assert found["verdict"] == expected["verdict"]
+    rows = [
+        sorted((row["key"], row["status"], row["measures"].get("judge")) for row in content["results"])
+        for content in (found, expected)
+    ]
+    # the calibration ran before the plan was copied
+    assert rows[0] == [row for row in rows[1] if row[0] in {key for key, *_ in rows[0]}]
+    assert {row["key"] for row in expected["results"] if row["stage"] != "calibrate"} <= {key for key, *_ in rows[0]}
 
 
 def test_a_ray_worker_lost_again_and_again_fails_the_trial(cluster: Any, tmp_path: Path) -> None:

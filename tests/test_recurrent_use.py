@@ -258,9 +258,14 @@ class TestSwap:
         mixed = nn.Sequential(nn.BatchNorm1d(5), Tagger())
         assert [left.path for left in nw.swap(mixed, "group:5").left] == ["1.rnn"]
 
-    def test_other_surgery_leaves_it(self) -> None:
+    def test_other_surgery_leaves_it_and_says_what_to_do(self) -> None:
         model = Tagger()
         assert "recurrent layer" in fold(model.eval()).left[0].note
+        assert "recalibrate it on such data instead" in nw.adapt(model).left[0].note
+        with pytest.raises(UsageError, match=r"no batch normalization layer: 'rnn' .* norm='layer' needs no others"):
+            nw.sync(model)
+        plan = nw.sync(nn.Sequential(nn.BatchNorm1d(5), model))
+        assert "'1.rnn' pools each time step in its own process" in str(plan)
 
 
 class TestCompare:

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from normwise.experiment.checkpoint import Checkpoint
+from normwise.experiment.defaults import accuracy
 from normwise.experiment.engine import LocalEngine
 from normwise.experiment.job import Job
 from normwise.experiment.ledger import Ledger
 from normwise.experiment.resolve import resolve
 from normwise.experiment.setting import Setting
+from normwise.experiment.stacked_train import train_stack
 from normwise.experiment.task import Task
 from normwise.experiment.train import train
 from normwise.experiment.trial import Result, Trial
@@ -114,6 +116,93 @@ def same(first: Result, second: Result) -> bool:
     return (first.status, first.measures, first.curve) == (second.status, second.measures, second.curve)
 
 
+STACK = [Trial("batch", 16, rate, seed, stack=4) for rate, seed in ((0.05, 3), (0.01, 3), (0.05, 4), (1e25, 4))]
+
+
+class Stacked(Plain):
+    """What can be trained as one: dropout, running statistics, one member of four that diverges."""
+
+    @staticmethod
+    def model() -> nn.Module:
+        return nn.Sequential(*list(small_task.model().children())[:6], nn.Dropout(0.3), nn.Linear(8, 2))
+
+
+class Mapped(Stacked):
+    """By vmap."""
+
+    model = staticmethod(small_task.model)
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], label_smoothing=0.1)
+
+
+class Halting(EveryStep):
+    """Stops the training after so many checkpoints."""
+
+    left = 0
+
+    def save(self, parts: Any) -> None:
+        super().save(parts)
+        self.left -= 1
+        if not self.left:
+            raise Stopped
+
+
+@pytest.mark.parametrize("kind", [Stacked, Mapped])
+@pytest.mark.parametrize("done", [1, 9, 13, 20])
+def test_a_stack_goes_on_bit_for_bit(tmp_path: Path, kind: type[Plain], done: int) -> None:
+    task, path = resolve(kind()), tmp_path / "a.partial"
+    expected = list(train_stack(task, STACK, Setting()))
+    assert [result.status for result in expected] == ["ok", "ok", "ok", "diverged"]
+    first, second = (Halting(path, STACK[0], beside=tuple(STACK[1:])) for _ in range(2))
+    first.left = done
+    with pytest.raises(Stopped):
+        list(train_stack(task, STACK, Setting(), first))
+    resumed = list(train_stack(task, STACK, Setting(), second))
+    assert all(same(one, other) for one, other in zip(resumed, expected, strict=True))
+    assert second.left == done - expected[0].measures["steps"], "a step was trained twice"
+    assert second.before > 0
+
+
+def test_a_stack_begins_anew_where_the_checkpoint_is_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, path = resolve(Stacked()), tmp_path / "a.partial"
+    first = Halting(path, STACK[0], beside=tuple(STACK[1:3]))
+    first.left = 5
+    with pytest.raises(Stopped):
+        list(train_stack(task, STACK[:3], Setting(), first))
+    results = list(train_stack(task, STACK, Setting(), Halting(path, STACK[0], beside=tuple(STACK[1:]))))
+    assert "the stack begins anew" in capsys.readouterr().err
+    assert all(same(one, other) for one, other in zip(results, train_stack(task, STACK, Setting()), strict=True))
+
+
+class DiesOnce(Stacked):
+    """Kills its worker while it scores a point of the learning curve, half way, for the first time."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def score(self, model: nn.Module, loader: Any) -> float:
+        with self.mark.open("a") as file:
+            file.write("scored\n")
+        if len(self.mark.read_text().splitlines()) == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return accuracy(model, loader)
+
+
+def test_a_killed_worker_goes_on_with_its_stack(tmp_path: Path) -> None:
+    job = Job(resolve(DiesOnce(tmp_path / "scored")), Setting(), checkpoint_seconds=0.0)
+    log = tmp_path / "log.txt"
+    with LocalEngine(job, tmp_path, workers=1, key=lambda trial: trial.key("task"), log=log) as engine:
+        engine.submit(*STACK)
+        results = {result.trial: result for result in iter(engine.next, None)}
+    assert "goes on from" in log.read_text()
+    expected = {result.trial: result for result in train_stack(job.task, STACK, Setting())}
+    assert all(same(results[trial], expected[trial]) for trial in STACK)
+    assert not list((tmp_path / "trials").glob("*.partial*"))
+
+
 @pytest.fixture(scope="module", params=[Plain, Own])
 def undisturbed(request: pytest.FixtureRequest) -> tuple[Task, Result]:
     task = resolve(request.param())
@@ -161,8 +250,8 @@ def test_checkpoints_take_a_twentieth_of_the_time_at_most(tmp_path: Path, monkey
     ("spoil", "told"),
     [
         (
-            lambda content: {**content, "trial": {**content["trial"], "seed": 4}},
-            "ValueError: it is that of {'arm': 'ba",
+            lambda content: {**content, "trial": [{**content["trial"][0], "seed": 4}]},
+            "ValueError: it is that of [{'arm': 'ba",
         ),
         (
             lambda content: {**content, "model": {"kept": {}, "buffers": {}}},

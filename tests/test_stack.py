@@ -14,10 +14,11 @@ from normwise.experiment.resolve import resolve
 from normwise.experiment.setting import Setting
 from normwise.experiment.stack import Members
 from normwise.experiment.stack_graph import grouped
+from normwise.experiment.stack_layers import Fused
 from normwise.experiment.stack_loss import make_losses
 from normwise.experiment.stacked_train import Stack, train_stack
 from normwise.experiment.task import Task
-from normwise.experiment.train import environment, standard, train
+from normwise.experiment.train import build, environment, standard, train
 from normwise.experiment.trial import Trial, UnstackableError
 
 IMAGES = torch.randn(150, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -67,10 +68,13 @@ def images() -> Task:
     return small()
 
 
-def trials(arm: str = "keep", count: int = 3, batch_size: int = 6, length: float = 1.0) -> list[Trial]:
+def trials(
+    arm: str = "keep", count: int = 3, batch_size: int = 6, length: float = 1.0, *, channels_last: bool = False
+) -> list[Trial]:
     """Two seeds share a rate, two rates a seed."""
     rates = itertools.cycle((0.005, 0.015))
-    return [Trial(arm, batch_size, next(rates), seed // 2, length, stack=4) for seed in range(count)]
+    more = {"stack": 4, "channels_last": channels_last}
+    return [Trial(arm, batch_size, next(rates), seed // 2, length, **more) for seed in range(count)]
 
 
 def stacked(task: Task, members: Sequence[Trial]) -> Stack:
@@ -95,9 +99,53 @@ def assert_as_alone(task: Task, members: Sequence[Trial], tolerance: float = 2e-
         assert fit.losses == pytest.approx(alone, rel=100 * tolerance, abs=100 * tolerance), trial
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("arm", [*DEFAULT_ARMS, "batch-instance"])
-def test_every_default_arm_trains_as_alone_dropout_included(images: Task, arm: str) -> None:
-    assert_as_alone(images, trials(arm))
+def test_every_default_arm_trains_as_alone_dropout_included(images: Task, arm: str, channels_last: bool) -> None:
+    assert_as_alone(images, trials(arm, channels_last=channels_last))
+
+
+@pytest.mark.parametrize("arm", ["batch", "group:4"])
+def test_a_resnet_with_pixels_side_by_side_trains_as_alone(arm: str) -> None:
+    assert_as_alone(small(model="resnet:width=4"), trials(arm, channels_last=True))
+
+
+def test_pixels_lie_side_by_side_and_norms_are_joined_with_what_follows_them() -> None:
+    members = Members([build(small(model="resnet:width=4"), "batch", seed) for seed in range(2)])
+    network: Any = grouped(members, IMAGES, [], channels_last=True)
+    seen = [module for module in network.children() if not isinstance(module, nn.Conv2d)]
+    assert sum(isinstance(module, Fused) for module in seen) == 7
+    assert not any(isinstance(module, nn.ReLU) for module in seen)
+    convolutions = [module for module in network.children() if isinstance(module, nn.Conv2d)]
+    assert all(module.weight.is_contiguous(memory_format=torch.channels_last) for module in convolutions)
+    assert members.leaves["conv1.weight"].data_ptr() == members.flat.data_ptr()
+
+
+def test_a_network_without_pixels_has_no_layout_to_choose() -> None:
+    with pytest.raises(UnstackableError, match="no convolution has a layout to choose"):
+        Stack(small(model="mlp:width=16"), trials("batch", channels_last=True), Setting())
+    with pytest.raises(UnstackableError, match="SwitchableNorm, whose values may cross"):
+        Stack(small(model="cnn:width=4"), trials("switchable", channels_last=True), Setting())
+
+
+class ManyNorms(nn.Module):
+    """PyTorch's own norms that normwise takes over in a stack, far from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 8, 3, padding=1)
+        self.norms = nn.ModuleList([nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), nn.BatchNorm2d(8)])
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x + 5)
+        group, instance, batch = self.norms
+        return self.out((group(x) + F.relu(instance(x)) + F.silu(batch(x) + x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_norms_of_pytorch_train_as_alone(channels_last: bool) -> None:
+    assert_as_alone(small(model=ManyNorms), trials(channels_last=channels_last))
 
 
 @pytest.mark.parametrize("arm", [*DEFAULT_ARMS, "switchable"])
@@ -110,16 +158,10 @@ def test_built_in_networks_train_as_alone(network: str, arm: str) -> None:
 
 def test_a_network_that_the_surgery_refuses_is_stacked_by_vmap() -> None:
     task = small(model="cnn:width=4")
-    model = Members([build_switchable(task)] * 2)
+    model = Members([build(task, "switchable", 0)] * 2)
     with pytest.raises(UnstackableError, match="SwitchableNorm, whose values may cross"):
         grouped(model, IMAGES, [])
     assert_as_alone(task, trials("switchable"))
-
-
-def build_switchable(task: Task) -> nn.Module:
-    from normwise.experiment.train import build
-
-    return build(task, "switchable", 0)
 
 
 def test_results_are_those_of_training_alone() -> None:
@@ -154,8 +196,8 @@ def test_a_split_of_the_users_own_is_stacked() -> None:
 
 
 def test_a_member_of_nan_changes_no_other_by_one_bit(images: Task) -> None:
-    def others(poison: float | None, arm: str) -> list[Tensor]:
-        members = trials(arm, count=4)
+    def others(poison: float | None, arm: str, layout: bool) -> list[Tensor]:
+        members = trials(arm, count=4, channels_last=layout)
         with environment(members[0]):
             stack = Stack(images, members, Setting())
             if poison is not None:
@@ -165,8 +207,9 @@ def test_a_member_of_nan_changes_no_other_by_one_bit(images: Task) -> None:
             stack.fit()
         return [t for member in (0, 2, 3) for t in stack.members.state(member).values()]
 
-    for arm, poison in itertools.product(("keep", "batch", "group:4", "batch-instance"), (torch.nan, torch.inf)):
-        healthy, beside = others(None, arm), others(poison, arm)
+    arms = "keep", "batch", "group:4", "batch-instance"
+    for arm, layout, poison in itertools.product(arms, (False, True), (torch.nan, torch.inf)):
+        healthy, beside = others(None, arm, layout), others(poison, arm, layout)
         assert all(torch.equal(a, b) for a, b in zip(healthy, beside, strict=True)), arm
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from normwise.experiment.trial import Result, Trial, UnstackableError
 
 TRIALS = [Trial("batch", 8, 0.1, seed, stack=4) for seed in range(4)]
 CELL = ("batch", 16)
+Way = tuple[bool, int, bool]  # oneDNN, stack, channels last
+Seconds = dict[Way, float | None]
 
 
 class Small:
@@ -177,9 +180,9 @@ def test_an_exception_in_a_stack_falls_back_to_one_at_a_time(tmp_path: Path) -> 
 
 
 class Timed:
-    """A driver whose calibrations take what a test says: (oneDNN, stack) to seconds; None cannot be had."""
+    """A driver whose calibrations take what a test says; None cannot be had."""
 
-    def __init__(self, seconds: dict[tuple[bool, int], float | None]) -> None:
+    def __init__(self, seconds: Seconds) -> None:
         self.seconds = seconds
 
     def run(self, processes: dict[Any, Any]) -> dict[Any, Any]:
@@ -187,42 +190,52 @@ class Timed:
         return {"calibrate": {trial: self.result(trial) for trial in asked}}
 
     def result(self, trial: Trial) -> Result:
-        seconds = self.seconds[trial.onednn, trial.stack]
+        seconds = self.seconds.get((trial.onednn, trial.stack, trial.channels_last))
         return Result(trial, measures={} if seconds is None else {"full_length": seconds})
 
 
-def planned(task: Task, stack: str, seconds: dict[tuple[bool, int], float | None]) -> Plan:
+def planned(task: Task, stack: str, seconds: Seconds) -> Plan:
     arms = (Arm("batch"), Arm("layer"))
     wanted = Ask(task, arms, (16,), parse_budget("1h"), None, 0, 2, stack)
     driver: Any = Timed(seconds)
     return make_plan(wanted, driver, 0.0)
 
 
+ALONE, BARE, STACK, PIXELS = (True, 1, False), (False, 1, False), (True, 16, False), (True, 16, True)
+EIGHT = True, 8, False
+
+
 @pytest.mark.parametrize(
     ("stack", "seconds", "expected"),
     [
-        ("auto", {(True, 1): 4.0, (False, 1): 2.0, (True, 16): 1.0}, (True, 16, 1.0)),
-        ("auto", {(True, 1): 4.0, (False, 1): 2.0, (True, 16): 3.0}, (False, 1, 2.0)),
-        ("auto", {(True, 1): 4.0, (False, 1): 2.0, (True, 16): None}, (False, 1, 2.0)),
-        ("off", {(True, 1): 4.0, (False, 1): 2.0}, (False, 1, 2.0)),
-        ("8", {(True, 1): 4.0, (False, 1): 2.0, (True, 8): 3.0}, (True, 8, 3.0)),
-        ("8", {(True, 1): 1.0, (False, 1): 2.0, (True, 8): None}, (True, 1, 1.0)),
+        ("auto", {ALONE: 4.0, BARE: 2.0, STACK: 1.0}, STACK),
+        ("auto", {ALONE: 4.0, BARE: 2.0, STACK: 1.0, PIXELS: 0.5}, PIXELS),
+        ("auto", {ALONE: 4.0, BARE: 2.0, STACK: 0.5, PIXELS: 1.0}, STACK),
+        ("auto", {ALONE: 4.0, BARE: 2.0, STACK: 3.0, PIXELS: 2.0}, BARE),
+        ("auto", {ALONE: 4.0, BARE: 2.0, STACK: None}, BARE),
+        ("off", {ALONE: 4.0, BARE: 2.0}, BARE),
+        ("8", {ALONE: 4.0, BARE: 2.0, EIGHT: 3.0}, EIGHT),
+        ("8", {ALONE: 1.0, BARE: 2.0, EIGHT: None}, ALONE),
     ],
 )
 def test_a_stack_is_chosen_where_it_was_timed_to_be_faster_or_asked_for(
-    task: Task, stack: str, seconds: dict[tuple[bool, int], float | None], expected: tuple[bool, int, float]
+    task: Task, stack: str, seconds: Seconds, expected: Way
 ) -> None:
     plan = planned(task, stack, seconds)
     trial = plan.trial("batch", 16, 0.1, 0)
-    assert (trial.onednn, trial.stack, plan.price[CELL]) == expected
-    assert plan.onednn[CELL] == (seconds[True, 1] < seconds[False, 1])  # type: ignore[operator]
+    assert (trial.onednn, trial.stack, trial.channels_last) == expected
+    assert plan.price[CELL] == seconds[expected]
+    assert plan.onednn[CELL] == (seconds[ALONE] < seconds[BARE])  # type: ignore[operator]
     assert Plan.from_dict(plan.to_dict()) == plan
 
 
 def test_the_stack_is_part_of_what_a_trial_is() -> None:
-    plan = plan_for("batch", stack={("batch", 8): 16})
-    assert plan.trial("batch", 8, 0.1, 0) == Trial("batch", 8, 0.1, 0, stack=16)
-    assert key(plan.trial("batch", 8, 0.1, 0)) != key(Trial("batch", 8, 0.1, 0))
+    alone = Trial("batch", 8, 0.1, 0)
+    for layout in (False, True):
+        plan = plan_for("batch", stack={("batch", 8): 16}, channels_last={("batch", 8): layout})
+        trial = plan.trial("batch", 8, 0.1, 0)
+        assert trial == replace(alone, stack=16, channels_last=layout)
+        assert len({key(alone), key(trial), key(replace(trial, channels_last=not layout))}) == 3
 
 
 def test_calibration_times_a_stack_per_member(task: Task) -> None:

@@ -51,6 +51,13 @@ def test_sync_equals_batch_norm_on_the_joined_batch(tmp_path: Path, sizes: list[
         assert "at least 2 values per channel over all processes, got 1" in result["refusal"]
 
 
+def test_in_compiled_code_it_pools_over_processes_too(tmp_path: Path) -> None:
+    for result in in_processes(tmp_path, "compiled", [6, 4]):
+        torch.testing.assert_close(*result["found"])
+        torch.testing.assert_close(*result["states"])
+        assert result["states"][0]["num_batches_tracked"] == 2
+
+
 def test_two_forwards_before_one_backward_under_ddp(tmp_path: Path) -> None:
     """PyTorch's batch norm stops here: a buffer was "modified by an inplace operation"."""
     results = in_processes(tmp_path, "ddp", [6, 4])

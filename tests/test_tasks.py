@@ -129,6 +129,6 @@ def test_pretrained_features_are_taken_where_their_weights_lie(monkeypatch, inst
         return nn.Identity()
 
     monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "timm" else None)
     found = stylize._pretrained()
     assert (found.name if found else None) == ("efficientnet_lite0" if installed else None)

@@ -43,6 +43,21 @@ def refusal() -> str:
     return ""
 
 
+def compiled(sizes: list[int], masked: bool) -> dict[str, Any]:
+    """Two steps of synchronized batch norm in one graph, and the same without compiling."""
+    torch.manual_seed(0)
+    x = torch.randn(2, sum(sizes), 3, 5, dtype=torch.float64)
+    found, states = [], []
+    for compiling in (True, False):
+        norm = nw.SyncNorm(3, dtype=torch.float64)
+        call = torch.compile(norm, backend="aot_eager", fullgraph=True) if compiling else norm
+        leaves = [parts_of(batch, sizes).clone().requires_grad_() for batch in x]
+        outputs = [call(leaf) for leaf in leaves]
+        found.append([*outputs, *torch.autograd.grad(torch.stack(outputs).pow(3).sum(), [*leaves, *norm.parameters()])])
+        states.append(norm.state_dict())
+    return {"found": found, "states": states}
+
+
 def ddp(sizes: list[int], masked: bool) -> dict[str, Any]:
     """Two forwards before one backward, three times, buffers broadcast; then two pooled micro-batches."""
     torch.manual_seed(0)

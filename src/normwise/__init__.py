@@ -38,6 +38,7 @@ _HOME = {
     "NORMS": "layers",
     "NormAct": "layers.normact",
     "RenormNorm": "layers.renorm",
+    "SPADE": "layers.spade",
     "Scores": "experiment.trial",
     "SwitchableNorm": "layers.blend",
     "SyncNorm": "layers.sync",

@@ -28,6 +28,7 @@ from normwise.layers.recurrent import GRU as GRU
 from normwise.layers.recurrent import LSTM as LSTM
 from normwise.layers.renorm import RenormNorm as RenormNorm
 from normwise.layers.response import FilterResponseNorm as FilterResponseNorm
+from normwise.layers.spade import SPADE as SPADE
 from normwise.layers.spec import build as build
 from normwise.layers.styled import AdaptiveInstanceNorm as AdaptiveInstanceNorm
 from normwise.layers.styled import ConditionalBatchNorm as ConditionalBatchNorm

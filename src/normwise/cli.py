@@ -53,7 +53,8 @@ def compare(
     delta: Annotated[Text, Option(help="Smallest difference of interest, in the score's unit, or 2%.")] = None,
     device: Annotated[Text, Option(help="cpu (default), cuda, ...")] = None,
     precision: Annotated[Text, Option(help="fp32 (default), bf16 or fp16 (autocast).")] = None,
-    workers: Annotated[int | None, Option(help="Worker processes; default: one a core.")] = None,
+    processes: Annotated[int | None, Option(help="Processes that train one trial together (DDP); default 1.")] = None,
+    workers: Annotated[int | None, Option(help="Trials at once; default: one a core.")] = None,
     engine: Annotated[Text, Option(help="local (default) or ray.")] = None,
     ray_address: Annotated[Text, Option(help="A running Ray cluster, host:port; default: Ray on this machine.")] = None,
     stack: Annotated[Text, Option(help="Trials trained as one: auto (default), off, or at most so many.")] = None,
@@ -70,7 +71,7 @@ def compare(
 
     request = Request(
         task=task, model=model, data=data, norms=norm or None, batch_sizes=batch_size or None, budget=budget,
-        epochs=epochs, delta=delta, device=device, precision=precision, engine=engine,
+        epochs=epochs, delta=delta, device=device, precision=precision, processes=processes, engine=engine,
         ray_address=ray_address, stack=stack, ledger=ledger, seed=seed,
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr):  # user code may print; standard output is for the result

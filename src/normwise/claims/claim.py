@@ -1,12 +1,13 @@
 """What a claim is: a sentence of the textbook, said as numbers before anything is measured."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 Measures = dict[str, float]
 Seed = Mapping[str, Measures]  # what one seed gave: the measures of each cell, by the cell's text
+HALF = ",length=half"  # ends the text of a cell that trains half as long
 Sure = Literal["read", "repository", "abstract", "secondary", "none"]
 
 
@@ -30,7 +31,7 @@ class Experiment:
     one core of the machine of the recorded run, `seeds` how many an hour for the whole list buys.
     `rates` are tried for each cell that is its own `rate_of`, on tuning seeds, by `score`; an experiment
     without rates trains nothing or tunes inside. An exact one takes its seeds whatever the budget;
-    none takes more than `most`.
+    none takes more than `most`, nor more tuning seeds than `tuning`.
     """
 
     name: str
@@ -40,7 +41,9 @@ class Experiment:
     seeds: int
     rates: tuple[float, ...] = ()
     rate_of: Callable[[str], str] = lambda cell: cell
+    rivals: tuple[tuple[str, ...], ...] = ()
     score: str = "validation"
+    tuning: int = 2
     exact: bool = False
     most: int = 64
 
@@ -51,7 +54,7 @@ class Part:
 
     `sign` +1 or -1: the claim says that `contrast` is beyond `delta` on that side. 0: it says that the
     number lies within +-delta of zero (an equality). `unit` stands behind the numbers; `refuted_by` says
-    what would make the claim wrong. `half` is the same number at half the training length.
+    what would make the claim wrong.
     """
 
     name: str
@@ -62,7 +65,6 @@ class Part:
     delta: float
     refuted_by: str
     unit: str = ""
-    half: Callable[[Seed], float] | None = None
 
 
 class Published(NamedTuple):
@@ -95,9 +97,19 @@ class Chart:
     theory: Callable[[float], float] | None = None
 
 
+class Table(NamedTuple):
+    """Numbers without a verdict: for each row and column a cell's text and one of its measures."""
+
+    title: str
+    experiment: str
+    rows: Mapping[str, Mapping[str, tuple[str, str]]]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A sentence of the textbook, made into parts that can fail. The first part is the sentence as it stands.
+
+    `pilot` names what was set after looking at pilot runs.
 
     >>> from normwise.claims import find
     >>> find("B6").title
@@ -113,6 +125,19 @@ class Claim:
     chart: Chart
     published: tuple[Published, ...]
     limits: str = ""
+    pilot: str = ""
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def experiments(self) -> list[str]:
+        """What the claim looks at.
+
+        >>> from normwise.claims import find
+        >>> find("I7").experiments
+        ['regularize', 'mates']
+        """
+        names = [part.experiment for part in self.parts]
+        return list(dict.fromkeys([*names, self.chart.experiment, *(one.experiment for one in self.tables)]))
 
 
 def settings(cell: str) -> dict[str, str]:
@@ -122,6 +147,15 @@ def settings(cell: str) -> dict[str, str]:
     {'norm': 'group:8', 'batch_size': '2'}
     """
     return {name: value for name, _, value in (pair.partition("=") for pair in cell.split(","))}
+
+
+def bare(experiment: Experiment) -> Experiment:
+    """The experiment without what stands beside its verdicts: half the training length, one rate for rivals.
+
+    >>> bare(Experiment("a", print, ("x=1", "x=1,length=half"), 1.0, 5, rivals=(("x=1",),))).cells
+    ('x=1',)
+    """
+    return replace(experiment, cells=tuple(one for one in experiment.cells if not one.endswith(HALF)), rivals=())
 
 
 def cell(**given: object) -> str:
@@ -140,3 +174,19 @@ def gap(first: str, second: str, measure: str, of: Callable[[float], float] = fl
     0.25
     """
     return lambda seed: of(seed[first][measure]) - of(seed[second][measure])
+
+
+def at_half(seed: Seed) -> Seed:
+    """The same seed at half the training length, as far as it was measured: cells that have a twin with
+    `length=half`, or measures with `half_` before their name.
+
+    >>> at_half({"a=1": {"x": 1.0}, "a=1,length=half": {"x": 0.5}, "a=2": {"x": 2.0, "half_x": 1.5}})
+    {'a=1': {'x': 0.5}, 'a=2': {'x': 1.5}}
+    """
+    twins = {text: seed[twin] for text in seed if (twin := f"{text}{HALF}") in seed}
+    halves = {text: _halves(measures) for text, measures in seed.items() if _halves(measures)}
+    return twins | halves
+
+
+def _halves(measures: Measures) -> Measures:
+    return {name.removeprefix("half_"): value for name, value in measures.items() if name.startswith("half_")}

@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from normwise.claims.claim import Chart, Claim, Part, Seed, settings
+from normwise.claims.claim import Chart, Claim, Part, Seed, Table, at_half, settings
 from normwise.claims.gather import Gathered
-from normwise.claims.verdict import Evidence, Judgement, judge
+from normwise.claims.verdict import ALPHA, Evidence, Judgement, judge
+from normwise.experiment.contrast import interval
 
 Json = dict[str, Any]
 SURE = {
@@ -24,7 +25,9 @@ def claims_content(
 ) -> list[Json]:
     """One entry per claim, in the order given. `family` is the number of parts on the whole list."""
     parts = [(claim, part) for claim in claims for part in claim.parts]
-    evidence = [Evidence(values(part, gathered.get(part.experiment)), part.sign, part.delta) for _, part in parts]
+    evidence = [
+        Evidence(values(part, _seeds(gathered.get(part.experiment))), part.sign, part.delta) for _, part in parts
+    ]
     judged = list(zip(parts, evidence, judge(evidence, family), strict=True))
     return [
         _claim(
@@ -37,13 +40,12 @@ def claims_content(
     ]
 
 
-def values(part: Part, found: Gathered | None, contrast: Callable[[Seed], float] | None = None) -> list[float]:
+def values(part: Part, seeds: Sequence[Seed]) -> list[float]:
     """The part's number for every seed that has all its measurements."""
-    contrast = contrast or part.contrast
     numbers: list[float] = []
-    for seed in (found.seeds if found else {}).values():
+    for seed in seeds:
         try:
-            number = contrast(seed)
+            number = part.contrast(seed)
         except (KeyError, ZeroDivisionError, ValueError):  # a measurement that failed or is still missing
             continue
         if math.isfinite(number):
@@ -51,8 +53,11 @@ def values(part: Part, found: Gathered | None, contrast: Callable[[Seed], float]
     return numbers
 
 
+def _seeds(found: Gathered | None) -> list[Seed]:
+    return list(found.seeds.values()) if found else []
+
+
 def _part(part: Part, judged: Judgement, numbers: Sequence[float], gathered: Mapping[str, Gathered]) -> Json:
-    half = values(part, gathered.get(part.experiment), part.half) if part.half else []
     found = gathered.get(part.experiment)
     return {
         "name": part.name,
@@ -63,14 +68,24 @@ def _part(part: Part, judged: Judgement, numbers: Sequence[float], gathered: Map
         "refuted_by": part.refuted_by,
         **judged._asdict(),
         "values": list(numbers),
-        "left_out": len(found.seeds) - len(numbers) if found else 0,
-        "half_length": statistics.mean(half) if half else None,
+        "left_out": len(_seeds(found)) - len(numbers),
+        "half_length": _beside(part, [at_half(seed) for seed in _seeds(found)]),
+        "one_rate": _beside(part, list(found.at_one_rate.values()) if found else []),
     }
+
+
+def _beside(part: Part, seeds: Sequence[Seed]) -> Json | None:
+    """The part's number elsewhere, with an ordinary interval: it is shown, no verdict hangs on it."""
+    numbers = values(part, seeds)
+    if not numbers:
+        return None
+    mean, low, high = interval(numbers, 1 - ALPHA)
+    return {"mean": mean, "low": low, "high": high, "seeds": len(numbers)}
 
 
 def _claim(claim: Claim, parts: list[Json], gathered: Mapping[str, Gathered], command: str) -> Json:
     first = parts[0]["verdict"]
-    names = dict.fromkeys([part.experiment for part in claim.parts] + [claim.chart.experiment])
+    names = dict.fromkeys(claim.experiments)
     known = [gathered[name] for name in names if name in gathered]
     return {
         "id": claim.id,
@@ -82,16 +97,56 @@ def _claim(claim: Claim, parts: list[Json], gathered: Mapping[str, Gathered], co
         "parts": parts,
         "design": claim.design,
         "limits": claim.limits,
+        "pilot": claim.pilot,
         "published": [{**one._asdict(), "sure": SURE[one.sure]} for one in claim.published],
         "figure": _figure(claim.chart, gathered.get(claim.chart.experiment)),
+        "tables": [_table(one, gathered.get(one.experiment)) for one in claim.tables] + _statistics(known),
         "rates": {cell: rate for found in known for cell, rate in found.rates.items()},
+        "shared_rates": {cell: rate for found in known for cell, rate in found.shared.items()},
         "rates_at_an_edge": [cell for found in known for cell in found.edges],
-        "diverged": sum(
-            int(m.get("diverged", 0)) for one in known for cells in one.seeds.values() for m in cells.values()
-        ),
+        "diverged": _diverged(known),
         "failures": [text for found in known for text in found.failures],
         "command": command,
     }
+
+
+def _diverged(known: Sequence[Gathered]) -> dict[str, str]:
+    """By cell how many of its runs diverged, of how many; on tuning seeds they only decide which rate is taken."""
+    seen: dict[str, list[float]] = {}
+    for found in known:
+        for seed in found.seeds.values():
+            for cell, measures in seed.items():
+                seen.setdefault(cell, []).append(measures.get("diverged", 0.0))
+    return {cell: f"{round(sum(marks))} of {len(marks)}" for cell, marks in seen.items() if any(marks)}
+
+
+STATISTICS = {"remembered": "remembered", "fresh": "taken afresh", "batch_statistics": "of the test batch"}
+
+
+def _statistics(known: Sequence[Gathered]) -> list[Json]:
+    """Batch norm's accuracy by where its statistics come from, side by side, wherever it was measured."""
+    rows: Json = {}
+    for found in known:
+        for seed in found.seeds.values():
+            rows |= {
+                text: {title: (text, measure) for measure, title in STATISTICS.items()}
+                for text, measures in seed.items()
+                if len(measures.keys() & STATISTICS.keys()) > 1
+            }
+    tables = [_table(Table("Score by the statistics in evaluation", "", rows), found) for found in known]
+    return [table for table in tables if table["rows"]]
+
+
+def _table(table: Table, found: Gathered | None) -> Json:
+    """Means over the seeds that have the measure."""
+    rows: Json = {}
+    for name, columns in table.rows.items():
+        for column, (text, measure) in columns.items():
+            numbers = [s[text][measure] for s in _seeds(found) if measure in s.get(text, {})]
+            if numbers:
+                rows.setdefault(name, {})[column] = statistics.mean(numbers)
+    columns = list(dict.fromkeys(column for given in table.rows.values() for column in given))
+    return {"title": table.title, "columns": columns, "rows": rows}
 
 
 def _figure(chart: Chart, found: Gathered | None) -> Json:

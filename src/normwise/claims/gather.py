@@ -1,5 +1,6 @@
 """Asks for an experiment's measurements: rates on tuning seeds first, then the cells on fresh seeds."""
 
+import math
 import statistics
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
@@ -19,21 +20,26 @@ WIDER = 2  # how often a grid is extended where its best rate is at an end
 
 @dataclass(frozen=True)
 class Gathered:
-    """What is known of an experiment: per seed the measures of each cell, the rates taken, the failures."""
+    """What is known of an experiment: per seed the measures of each cell, the rates taken, the failures; and the
+    measures of rivals `at_one_rate`, the `shared` one."""
 
     seeds: dict[int, dict[str, Measures]]
     rates: dict[str, float]
     failures: tuple[str, ...] = ()
     edges: tuple[str, ...] = ()
+    at_one_rate: dict[int, dict[str, Measures]] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an experiment asked for in the end, and with which rates."""
+    """What an experiment asked for in the end, and with which rates: `shared` are those of rivals measured at one."""
 
     trials: tuple[Trial, ...] = ()
     rates: dict[str, float] = field(default_factory=dict)
     edges: tuple[str, ...] = ()
+    rivals: tuple[Trial, ...] = ()
+    shared: dict[str, float] = field(default_factory=dict)
 
 
 Process = Generator[list[Trial], dict[Trial, Result], Asked]
@@ -64,26 +70,42 @@ def gather(experiment: Experiment, seeds: int, tuning: int, master: int, known: 
     asked = Asked()
     with suppress(Interrupted):
         rates, edges = yield from _tune(experiment, tuning, master, known)
-        trials = tuple(
-            trial_of(experiment, one, master * BLOCK + seed, rates.get(experiment.rate_of(one), 0.0))
-            for seed in range(1, seeds + 1)
-            for one in experiment.cells
+        own = {one: rates.get(experiment.rate_of(one), 0.0) for one in experiment.cells}
+        shared = {one: middle([own[each] for each in group]) for group in experiment.rivals for one in group}
+        fresh = range(master * BLOCK + 1, master * BLOCK + seeds + 1)
+        trials, rivals = (
+            tuple(trial_of(experiment, one, seed, rate) for seed in fresh for one, rate in given.items())
+            for given in (own, shared)
         )
-        asked = Asked(trials, rates, edges)
-        yield list(trials)
+        asked = Asked(trials, rates, edges, rivals, shared)
+        yield list(dict.fromkeys(trials + rivals))
     return asked
+
+
+def middle(rates: Iterable[float]) -> float:
+    """One rate for all: the half decade that is nearest to the middle of their own.
+
+    >>> middle([0.032, 0.32]), middle([0.01])
+    (0.1, 0.01)
+    """
+    logs = statistics.mean(math.log10(rate) for rate in rates)
+    return float(f"{10 ** (round(2 * logs) / 2):.2g}")
 
 
 def collect(results: Iterable[Result], asked: Asked) -> Gathered:
     """Orders results by seed and cell; a measurement that crashed is a failure with its reason."""
+    known = {result.trial: result for result in results}
+    failures = tuple(f"{t.arm}, seed {t.seed}: {one.reason}" for t, one in known.items() if one.failed)
+    seeds, rivals = (_by_seed(known, trials) for trials in (asked.trials, asked.rivals))
+    return Gathered(seeds, asked.rates, failures, asked.edges, rivals, asked.shared)
+
+
+def _by_seed(known: Mapping[Trial, Result], trials: Iterable[Trial]) -> dict[int, dict[str, Measures]]:
     seeds: dict[int, dict[str, Measures]] = {}
-    failures: list[str] = []
-    for result in results:
-        if result.failed:
-            failures.append(f"{result.trial.arm}, seed {result.trial.seed}: {result.reason}")
-        else:
-            seeds.setdefault(result.trial.seed, {})[result.trial.arm.partition("/")[2]] = result.measures
-    return Gathered(dict(sorted(seeds.items())), asked.rates, tuple(failures), asked.edges)
+    for trial in trials:
+        if trial in known and not known[trial].failed:
+            seeds.setdefault(trial.seed, {})[trial.arm.partition("/")[2]] = known[trial].measures
+    return dict(sorted(seeds.items()))
 
 
 def _tune(

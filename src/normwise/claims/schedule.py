@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normwise.claims.claim import Experiment
+from normwise.claims.claim import HALF, Experiment, bare
 from normwise.errors import UsageError
 from normwise.experiment.plan import parse_budget
 
@@ -17,16 +17,18 @@ HOUR = 2880.0  # seconds planned of the hour in which every experiment takes its
 SHARE = 0.8  # of a budget that is planned; the rest is for what takes longer than thought
 FEWEST = 2  # seeds of an experiment that trains
 TUNING_SEEDS = 2
-REFERENCE = 0.045  # seconds that `speed` took on the machine of the recorded run
+REFERENCE = 0.033  # seconds that the steps of `pace` took on the machine of the recorded run
 START = 8.0  # seconds until the workers have imported PyTorch
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Seeds and tuning seeds of each experiment. No tuning seeds: the rates of the recorded run are taken."""
+    """Seeds and tuning seeds of each experiment. No tuning seeds: the rates of the recorded run are taken.
+    A `brief` one leaves out what stands beside the verdicts, half the length and one rate for all."""
 
     seeds: dict[str, int]
     tuning: dict[str, int]
+    brief: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,32 +68,37 @@ def make_schedule(
     free = max(0.0, seconds - START) * workers / max(pace, 0.1)
     trained = [one for one in experiments if not one.exact]
     free -= sum(price(one) * one.seeds for one in experiments if one.exact)
+    if brief := sum(price(one) * FEWEST for one in trained) > free:
+        trained = [bare(one) for one in trained]
     floor = sum(price(one) * FEWEST for one in trained)
     tunable = [one for one in trained if one.rates]
     tuned, tuning = {one.name: 0 for one in tunable}, 0.0
     for most in (TUNING_SEEDS, 1, 0):
-        tuned = {one.name: most or int(one.name not in known) for one in tunable}
+        tuned = {one.name: min(one.tuning, most or int(one.name not in known)) for one in tunable}
         tuning = sum(tuned[one.name] * tuning_price(one) for one in tunable)
         if floor + 2 * tuning <= free:  # at least half of the time is for fresh seeds
             break
     factor = (free - tuning) / max(sum(price(one) * one.seeds for one in trained), 1e-9)
     factor = min(factor, max(1.0, seconds / HOUR))
     seeds = {one.name: one.seeds if one.exact else _clamp(factor * one.seeds, one.most) for one in experiments}
-    return Schedule(seeds, tuned)
+    return Schedule(seeds, tuned, brief)
 
 
 def seconds_for(schedule: Schedule, experiments: Sequence[Experiment], workers: int, pace: float) -> float:
     """How long some of the experiments will take."""
     core = sum(
-        price(one) * schedule.seeds[one.name] + tuning_price(one) * schedule.tuning.get(one.name, 0)
+        price(bare(one) if schedule.brief else one) * schedule.seeds[one.name]
+        + tuning_price(one) * schedule.tuning.get(one.name, 0)
         for one in experiments
     )
     return core * pace / workers + START
 
 
 def price(experiment: Experiment) -> float:
-    """Core-seconds of one seed."""
-    return experiment.seconds * len(experiment.cells)
+    """Core-seconds of one seed. Half as long costs half; at one rate, half of the rivals have it already."""
+    halves = sum(one.endswith(HALF) for one in experiment.cells)
+    more = sum(map(len, experiment.rivals))
+    return experiment.seconds * (len(experiment.cells) + (more - halves) / 2)
 
 
 def tuning_price(experiment: Experiment) -> float:
@@ -114,13 +121,17 @@ def pace() -> float:
     x, threads = torch.zeros(32, 1, 14, 14), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for steps in (3, 60):  # the first few are slower
-            start = time.perf_counter()
-            for _ in range(steps):
-                model(x).sum().backward()
-        return (time.perf_counter() - start) / REFERENCE
+        times = [_seconds_of_steps(model, x) for _ in range(6)]  # the least: a neighbour comes and goes
+        return len(times) * min(times) / REFERENCE
     finally:
         torch.set_num_threads(threads)
+
+
+def _seconds_of_steps(model: nn.Module, x: torch.Tensor) -> float:
+    start = time.perf_counter()
+    for _ in range(10):
+        model(x).sum().backward()
+    return time.perf_counter() - start
 
 
 def _clamp(seeds: float, most: int) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from normwise import networks
 from normwise.claims import images
-from normwise.claims.claim import Claim, Experiment
+from normwise.claims.claim import Claim, Experiment, bare
 from normwise.claims.content import claims_content
 from normwise.claims.experiments import training
 from normwise.claims.gather import Asked, Gathered, Measuring, collect, gather
@@ -32,6 +32,7 @@ from normwise.experiment.engine import LocalEngine
 from normwise.experiment.fingerprint import digest
 from normwise.experiment.ledger import Ledger, Lock
 from normwise.experiment.prepare import default_workers
+from normwise.experiment.room import room
 from normwise.experiment.tasks import charlm, stylize
 from normwise.experiment.trial import Interrupted, Trial
 from normwise.files import write_atomic
@@ -106,7 +107,7 @@ def run_claims(
     folder = Path(out or Path("runs") / f"claims-{datetime.now():%Y%m%d-%H%M%S}")
     seconds_of(budget)
     folder.mkdir(parents=True, exist_ok=True)
-    with Lock(folder):
+    with room(folder), Lock(folder):
         return Session(claims, budget, folder, seed, workers or default_workers()).run()
 
 
@@ -159,8 +160,7 @@ class Session:
     @cached_property
     def experiments(self) -> dict[str, Experiment]:
         """What these claims look at; exact experiments first."""
-        names = dict.fromkeys(part.experiment for claim in self.claims for part in claim.parts)
-        names |= dict.fromkeys(claim.chart.experiment for claim in self.claims)
+        names = dict.fromkeys(name for claim in self.claims for name in claim.experiments)
         return dict(sorted(((n, EXPERIMENTS[n]) for n in names), key=lambda pair: not pair[1].exact))
 
     @cached_property
@@ -193,7 +193,13 @@ class Session:
     def _measure(self, driver: Driver, schedule: Schedule) -> tuple[dict[str, Asked], bool]:
         known = shipped_rates()
         processes = {
-            name: gather(one, schedule.seeds[name], schedule.tuning.get(name, 0), self.seed, known.get(name, {}))
+            name: gather(
+                bare(one) if schedule.brief else one,
+                schedule.seeds[name],
+                schedule.tuning.get(name, 0),
+                self.seed,
+                known.get(name, {}),
+            )
             for name, one in self.experiments.items()
         }
         asked: dict[str, Asked] = {}
@@ -209,7 +215,7 @@ class Session:
             return asked, False
 
     def _collected(self, asked: Asked, ledger: Ledger) -> Gathered:
-        keys = [self.key(trial) for trial in asked.trials]
+        keys = dict.fromkeys(self.key(trial) for trial in asked.trials + asked.rivals)
         return collect((ledger.results[key] for key in keys if key in ledger.results), asked)
 
     def _show(self, driver: Driver, seconds: float, start: float, progress: Progress) -> None:

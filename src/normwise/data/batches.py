@@ -42,9 +42,13 @@ class Batches:
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + bool(rest and not self._drops)
 
-    def __iter__(self) -> Iterator[Any]:
+    def order(self) -> Tensor:
+        """The samples in the order of one pass, drawn anew by each call."""
         size = len(self.dataset)
-        order = torch.arange(size) if self.shuffle is None else torch.randperm(size, generator=self.generator)
+        return torch.arange(size) if self.shuffle is None else torch.randperm(size, generator=self.generator)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self.order()
         if isinstance(self.dataset, Arrays) and self.collate is None:
             return self._slices(self.dataset, order)
         return iter(self._loader(order))

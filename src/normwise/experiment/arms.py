@@ -112,7 +112,8 @@ def _inspect(task: Task, name: str, batch_sizes: Sequence[int], setting: Setting
     before = task.model()
     model = build(task, name, seed=0, device=setting.device)
     _check_altered(before, model, name)
-    batches = {size: next(iter(_training(task, size, setting))) for size in batch_sizes}
+    parts = {size: size // setting.ranks.processes for size in batch_sizes}  # what a norm sees of a batch
+    batches = {size: next(iter(_training(task, part, setting))) for size, part in parts.items()}
     passes = {size: _forward(task, model, batch, size) for size, batch in batches.items()}
     values, smallest = _fewest_values(passes)
     folded = copy.deepcopy(model).eval()
@@ -122,7 +123,7 @@ def _inspect(task: Task, name: str, batch_sizes: Sequence[int], setting: Setting
     arm = Arm(
         name,
         pools=_pools(passes[first]),
-        cost=sum(norm_cost(entry) for entry in left) / first,
+        cost=sum(norm_cost(entry) for entry in left) / parts[first],
         parameters=sum(p.numel() for p in model.parameters()),
         buffers=sum(b.numel() for b in model.buffers()),
         values=values,

@@ -55,17 +55,19 @@ def _time_own_loop(task: Task, trial: Trial, setting: Setting) -> dict[str, floa
 
 def _time_steps(task: Task, trial: Trial, setting: Setting) -> dict[str, float]:
     parts = task.parts(trial.seed)
-    batches = setting.batches(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
+    batches = setting.share(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
     start = time.perf_counter()
     model = build(task, trial.arm, trial.seed, setting.device)
     building = time.perf_counter() - start
     loop = Loop(task, setting, batches, task.epochs)
     # A loop of a few steps, several times: its schedule is complete, its rate too small to diverge.
     short = Loop(task, setting, batches, TIMED / len(batches))
-    short.fit(model, 1e-6)
-    steps = sorted(_seconds(lambda: short.fit(model, 1e-6)) / short.steps for _ in range(4))
+    with setting.ranks.together(setting.device):
+        short.fit(model, 1e-6)
+        steps = sorted(_seconds(lambda: short.fit(model, 1e-6)) / short.steps for _ in range(4))
     evaluation = _seconds(lambda: evaluate(task, model, parts, trial, setting))
-    low, middle, high = _quartiles(_inference_times(task, model, batches, setting))
+    whole = setting.batches(parts.train, trial.batch_size, collate=task.collate)
+    low, middle, high = _quartiles(_inference_times(task, model, whole, setting))
     return {
         "step": statistics.median(steps),
         "step_low": steps[0],
@@ -107,11 +109,12 @@ def probe(task: Task, trial: Trial, setting: Setting) -> Result:
     start = time.perf_counter()
     with environment(trial):
         parts = task.parts(trial.seed)
-        batches = setting.batches(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
-        measures = finite(
-            gradient_growth=_growth(task, trial, setting, next(iter(batches))),
-            highest_rate=_highest_rate(task, trial, setting, batches),
-        )
+        batches = setting.share(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
+        with setting.ranks.together(setting.device):
+            measures = finite(
+                gradient_growth=_growth(task, trial, setting, next(iter(batches))),
+                highest_rate=_highest_rate(task, trial, setting, batches),
+            )
     return Result(trial, measures=measures, seconds=time.perf_counter() - start)
 
 
@@ -145,13 +148,16 @@ def _trains(task: Task, trial: Trial, setting: Setting, batches: Batches, rate: 
     if not len(batches):
         return False
     stream = itertools.chain.from_iterable(itertools.repeat(batches))
+    ranks = setting.ranks
     with torch.no_grad(), setting.autocast():
-        before = statistics.fmean(task.loss(model, batch).item() for batch in itertools.islice(stream, COMPARED))
+        losses = [task.loss(model, batch).item() for batch in itertools.islice(stream, COMPARED)]
+    (before,) = ranks.mean(statistics.fmean(losses))
+    trained = ranks.parallel(model)
     losses = []
     for batch in itertools.islice(stream, CEILING_STEPS):
         with setting.autocast():
-            loss = task.loss(model, batch)
-        losses.append(loss.item())
+            loss = task.loss(trained, batch)
+        losses.extend(ranks.mean(loss.item()))
         if not math.isfinite(losses[-1]):
             return False
         optimizer.zero_grad()

@@ -39,13 +39,14 @@ class Checkpoint:
 
     A trial that goes on from it ends with the same numbers, bit for bit, as one that was never killed; what a
     user's loss, data set or module keeps outside its parameters and buffers is not in it. `before` is what
-    the earlier attempts took, in seconds.
+    the earlier attempts took, in seconds. `beside`: the trials that are trained as one with it.
     """
 
     path: Path
     trial: Trial
     every: float = SECONDS
     before: float = 0.0
+    beside: tuple[Trial, ...] = ()
 
     def __post_init__(self) -> None:
         self._begun = time.monotonic()
@@ -58,7 +59,7 @@ class Checkpoint:
         """Replaces the file. Where that fails, the trial goes on and no more are tried."""
         begun = time.monotonic()
         content: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-        content |= {"trial": asdict(self.trial), "seconds": self.before + begun - self._begun}
+        content |= {"trial": self._whose(), "seconds": self.before + begun - self._begun}
         try:
             _replace(self.path, content)
         except Exception as error:
@@ -77,7 +78,7 @@ class Checkpoint:
             return
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            if content["trial"] != asdict(self.trial):
+            if content["trial"] != self._whose():
                 raise ValueError(f"it is that of {content['trial']}")
             for name, part in parts.items():
                 part.load_state_dict(content[name])
@@ -86,6 +87,9 @@ class Checkpoint:
             self.path.unlink(missing_ok=True)
             raise UnusableError(f"{self.path} was ignored: {type(error).__name__}: {error}") from error
         _say(f"{self.trial} goes on from {self.path}")
+
+    def _whose(self) -> list[dict[str, Any]]:
+        return [asdict(trial) for trial in (self.trial, *self.beside)]
 
 
 class Stream:

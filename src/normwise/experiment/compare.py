@@ -24,6 +24,7 @@ from normwise.experiment.ledger import Ledger, Lock, require_same
 from normwise.experiment.plan import Plan, first_look_price, parse_budget
 from normwise.experiment.prepare import Ask, make_plan, probe_trials
 from normwise.experiment.race import CellOutcome
+from normwise.experiment.ranks import Ranks
 from normwise.experiment.request import Request
 from normwise.experiment.resolve import resolve
 from normwise.experiment.room import room
@@ -85,6 +86,7 @@ def compare(
     epochs: float | None = None,
     device: str = "cpu",
     precision: str = "fp32",
+    processes: int = 1,
     workers: int | None = None,
     engine: str = "local",
     ray_address: str | None = None,
@@ -98,7 +100,9 @@ def compare(
     `task`: the name of a built-in one, an object with `model()`, `data()` and what else it wants to
     set, `package.module:function` that makes one, or a function `train(trial) -> Scores`. `norms`: spec
     texts or mappings of patterns. `stack`: how many trials are at most trained as one network ("auto": up
-    to 16, where that is faster; "off"). The same `out` continues an interrupted run or extends a finished one.
+    to 16, where that is faster; "off"). `processes`: how many train one trial together, each on its share of
+    every batch (`device="cuda"`: each on a GPU of its own). The same `out` continues an interrupted run or
+    extends a finished one.
     Raises UsageError for input that cannot work.
 
     >>> compare("digits", ["batch", "bacth"])
@@ -114,6 +118,7 @@ def compare(
         delta=None if delta is None else str(delta),
         device=device,
         precision=precision,
+        processes=processes,
         engine=engine,
         ray_address=ray_address,
         stack=str(stack),
@@ -161,7 +166,8 @@ class Session:
     def __init__(self, request: Request, task: Task, folder: Path, workers: int, stored: Content | None) -> None:
         self.start = time.monotonic()
         self.request, self.task, self.folder, self.workers = request, task, folder, workers
-        self.setting = Setting(request.device or "cpu", request.precision or "fp32")
+        processes = request.processes or 1
+        self.setting = Setting(request.device or "cpu", request.precision or "fp32", Ranks(processes))
         same = stored is not None and Request(**stored["request"]).asks_the_same(request)
         self.stored = stored
         self.stored_plan = Plan.from_dict(stored["plan"]) if stored and same and stored.get("plan") else None
@@ -171,6 +177,7 @@ class Session:
             "device": self.setting.device,
             "precision": self.setting.precision,
             "backend": backend(),
+            **({"processes": str(processes)} if processes > 1 else {}),
         }
         self._identity = json.dumps(self.fingerprint, sort_keys=True)
 

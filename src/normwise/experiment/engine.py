@@ -15,6 +15,7 @@ from typing import Protocol, Self
 from normwise.errors import UsageError
 from normwise.experiment.process import Death, Limits, Order, WorkerError, WorkerProcess, pack
 from normwise.experiment.trial import Result, Trial
+from normwise.experiment.worker_group import WorkerGroup
 from normwise.files import discard_partial, write_atomic
 
 ATTEMPTS = 2  # of a trial, where its worker dies
@@ -37,14 +38,16 @@ class Engine(Protocol):
         """Ends the workers, also in the middle of a trial."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Runs trials in worker processes of this machine, one thread each.
 
     `job` is any callable from a Trial to a Result that cloudpickle can pickle; trials submitted together go
@@ -52,8 +55,9 @@ class LocalEngine:
     `folder/trials/<key>.json` before `next` returns it. What the job prints goes to `log`. A worker that
     dies is replaced and its trial tried once more, then recorded as failed with the reason; the same
     holds for a trial over its limit (`seconds_per_trial`; `memory_per_trial` in bytes, of the whole
-    process, PyTorch and data included). Of a stack that fails so, what is not finished is then run one
-    trial at a time.
+    process, PyTorch and data included). With `processes` a worker is so many, started as torchrun would:
+    each runs every trial, the first one's results count, and they are replaced together, also where the job
+    raises. Of a stack that fails so, what is not finished is then run one trial at a time.
 
     >>> trial = Trial("batch", 8, 0.1, seed=3)
     >>> job = lambda trial: Result(trial, measures={"judge": trial.seed / 4})
@@ -70,15 +74,16 @@ class LocalEngine:
         *,
         workers: int,
         key: Callable[[Trial], str],
+        processes: int = 1,
         seconds_per_trial: float | None = None,
         memory_per_trial: int | None = None,
         log: Path,
     ) -> None:
         if workers < 1:
             raise UsageError(f"workers must be at least 1, got {workers}")
-        self._key = key
+        self._key, self._processes = key, processes
         self._trials = folder / "trials"
-        self._setup = pack(job, self._trials)
+        self._setup = pack(job, self._trials, processes)
         self._limits = Limits(seconds_per_trial, memory_per_trial)
         self._trials.mkdir(exist_ok=True)
         self._log_path = log
@@ -125,14 +130,6 @@ class LocalEngine:
         for worker in self._workers.values():
             worker.close()
         self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _serve(self, slot: int) -> None:
         """The life of a worker and its successors, in a thread of its own."""
@@ -187,7 +184,8 @@ class LocalEngine:
         with self._lock:
             if self._closing.is_set():
                 raise _ClosingError
-            worker = self._workers[slot] = WorkerProcess(self._log)
+            worker = WorkerGroup(self._log, self._processes) if self._processes > 1 else WorkerProcess(self._log)
+            self._workers[slot] = worker
         worker.send(self._setup)
 
     def _replace(self, slot: int, death: Death, order: Order) -> None:

@@ -33,6 +33,7 @@ def open_engine(
     common: dict[str, Any] = {
         "workers": workers,
         "key": key,
+        "processes": setting.ranks.processes,
         "seconds_per_trial": LONGEST_TRIAL if budget.in_trials else max(budget.amount, SHORTEST_LIMIT),
         "log": folder / "workers.log",
     }
@@ -41,18 +42,20 @@ def open_engine(
 
         gpus = 0.0 if setting.device == "cpu" else 1.0
         return RayEngine(Job(with_data(task), setting), folder, address=request.ray_address, gpus=gpus, **common)
-    share = int(MEMORY_SHARE * psutil.virtual_memory().total / workers)
+    share = int(MEMORY_SHARE * psutil.virtual_memory().total / workers / setting.ranks.processes)
     return LocalEngine(Job(task, setting), folder, memory_per_trial=share, **common)
 
 
 def workers_for(request: Request) -> int:
-    """One a core this process may use; on a running Ray cluster one a CPU of it."""
+    """One a core this process may use, on a running Ray cluster one a CPU of it; less where a trial takes several."""
     address = request.ray_address or os.environ.get("RAY_ADDRESS")
     if request.engine == "ray" and address:
         from normwise.experiment.ray_engine import size
 
-        return size(address)
-    return default_workers()
+        cores = size(address)
+    else:
+        cores = default_workers()
+    return max(1, cores // (request.processes or 1))
 
 
 def with_data(task: Task) -> Task:

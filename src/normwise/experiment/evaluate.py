@@ -4,6 +4,7 @@ import copy
 
 from torch import nn
 
+from normwise.errors import UsageError
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Parts, Task
 from normwise.experiment.trial import Trial, finite
@@ -42,7 +43,10 @@ def _statistics(task: Task, model: nn.Module, parts: Parts, trial: Trial, settin
     fresh = copy.deepcopy(model)
     size = max(trial.batch_size, RECALIBRATION_BATCH)
     batches = setting.batches(parts.train, size, collate=task.collate, drop_last=len(parts.train) > size)
-    recalibrate(fresh, batches, call=task.loss)  # only the task knows how its model is called
+    try:
+        recalibrate(fresh, batches, call=task.loss)  # only the task knows how its model is called
+    except UsageError:  # a network that diverged gives its norms what is not finite
+        return scores
     return scores | finite(recalibrated=task.score(fresh, judge))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from normwise.experiment.calibrate import calibrate, probe
 from normwise.experiment.checkpoint import SECONDS, Checkpoint
+from normwise.experiment.ranks import Follower
 from normwise.experiment.setting import Setting
 from normwise.experiment.stacked_train import train_stack
 from normwise.experiment.task import Task
@@ -30,8 +31,15 @@ class Job:
         """The same, on from what a killed attempt left at `path`; with a loop of the user's own from the start."""
         if trial.kind != "train":
             return self(trial)
-        return train(self.task, trial, self.setting, Checkpoint(path, trial, self.checkpoint_seconds))
+        kind = Follower if self.setting.ranks.rank else Checkpoint
+        return train(self.task, trial, self.setting, kind(path, trial, self.checkpoint_seconds))
 
     def stack(self, trials: Sequence[Trial]) -> Iterator[Result]:
         """The results of trials of one arm, batch size and length, trained as one network."""
         return train_stack(self.task, trials, self.setting)
+
+    def resume_stack(self, trials: Sequence[Trial], path: Path) -> Iterator[Result]:
+        """The same, on from what a killed attempt left at `path`."""
+        first, *rest = trials
+        checkpoint = Checkpoint(path, first, self.checkpoint_seconds, beside=tuple(rest))
+        return train_stack(self.task, trials, self.setting, checkpoint)

@@ -1,5 +1,6 @@
 """Explains oddities where they occur: what a reader would otherwise take for a mistake or a law of nature."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,6 +113,24 @@ def _high_rate(e: Evidence) -> Iterator[Note]:
             )
 
 
+def _one_at_a_time(e: Evidence) -> Iterator[Note]:
+    """Where no way to stack worked, the first reason; slower stacks need no explanation."""
+    why: dict[str, list[str]] = {}
+    for arm, size in itertools.product(e.arms, e.plan.batch_sizes):
+        tried = [result for result in e.of_kind("calibrate", arm.name, size) if result.trial.stack > 1]
+        if tried and not any(result.measures for result in tried):
+            reason = min(tried, key=lambda result: result.trial.channels_last).reason
+            why.setdefault(reason, []).append(f"{arm.name} at batch size {size}")
+    for reason, cells in why.items():
+        yield _note(
+            "one-at-a-time",
+            "Trained one at a time",
+            f"{', '.join(cells)}: trials could not be trained as one network, which costs time and changes no result. "
+            f"The reason: {reason}.",
+            *dict.fromkeys(cell.partition(" at batch size ")[0] for cell in cells),
+        )
+
+
 EXPLANATIONS: tuple[Callable[[Evidence], Iterator[Note]], ...] = (
     _two_values,
     _few_values,
@@ -119,4 +138,5 @@ EXPLANATIONS: tuple[Callable[[Evidence], Iterator[Note]], ...] = (
     _before_pooling,
     _same_network,
     _high_rate,
+    _one_at_a_time,
 )

@@ -12,7 +12,7 @@ from normwise.experiment.trial import Trial
 
 USED_SHARE = 0.8  # of the budget: the rest is for what timing cannot foresee
 Cell = tuple[str, int]
-PER_CELL = ("onednn", "price", "stack")
+PER_CELL = ("onednn", "price", "stack", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Plan:
     `rates` maps a batch size to its grid of learning rates (ascending, a factor of 3 apart); `costs`
     maps an arm to its inference cost (bytes plus operations of its norms after folding); `onednn`
     maps (arm, batch size) to the choice of convolution kernels for a network alone, `stack` to how many
-    trials are at most trained as one network (1, or no entry: none); `price` is what a full-length trial
+    trials are at most trained as one network (1, or no entry: none) and `channels_last` to its memory
+    layout; `price` is what a full-length trial
     of a cell costs and `allowance` what a batch size may spend after its first look, in the same
     unit (core-seconds as timed in the calibration, or trials). Scores are fractions; `delta` is in
     their unit.
@@ -46,12 +47,14 @@ class Plan:
     price: dict[Cell, float] = field(default_factory=dict)
     allowance: dict[int, float] = field(default_factory=dict)
     stack: dict[Cell, int] = field(default_factory=dict)
+    channels_last: dict[Cell, bool] = field(default_factory=dict)
 
     def trial(self, arm: str, batch_size: int, rate: float, seed: int, length: float = 1.0) -> Trial:
         """A training run as this plan has it: stacked or alone, with which kernels."""
         stack = self.stack.get((arm, batch_size), 1)
         onednn = stack > 1 or self.onednn.get((arm, batch_size), True)
-        return Trial(arm, batch_size, rate, seed, length, onednn, stack=stack)
+        layout = self.channels_last.get((arm, batch_size), False)
+        return Trial(arm, batch_size, rate, seed, length, onednn, stack=stack, channels_last=layout)
 
     # Tuning seeds never meet race seeds: each stage has its own thousand.
     def short_seeds(self) -> range:
@@ -87,7 +90,7 @@ class Plan:
         """Reads what `to_dict` wrote."""
         content = dict(content)
         for name in PER_CELL:
-            content[name] = {(arm, size): value for arm, size, value in content[name]}
+            content[name] = {(arm, size): value for arm, size, value in content.get(name, ())}
         content["rates"] = {size: tuple(grid) for size, grid in content["rates"]}
         content["allowance"] = {size: value for size, value in content["allowance"]}
         for name in ("arms", "batch_sizes", "looks"):

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from normwise.errors import UsageError
 from normwise.experiment.arms import Arm
@@ -20,8 +20,15 @@ PROBE_SEEDS = 4
 START, PROBES_PER_ARM, REPORT = 6.0, 1.5, 6.0
 
 
-Way = tuple[bool, int]  # oneDNN, stack
-ALONE: tuple[Way, ...] = ((True, 1), (False, 1))
+class Way(NamedTuple):
+    """How trials may be trained: with which convolution kernels, how many as one network, in which layout."""
+
+    onednn: bool = True
+    stack: int = 1
+    channels_last: bool = False
+
+
+ALONE = Way(), Way(onednn=False)
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,7 @@ def make_plan(wanted: Ask, driver: Driver, elapsed: float) -> Plan:
     cells = list(itertools.product(names, sizes))
     ways = _ways(wanted)
     trials = {
-        (cell, way): Trial(
-            cell[0], cell[1], rates[cell[1]][2], base + CALIBRATION_SEED, 1.0, way[0], "calibrate", way[1]
-        )
+        (cell, way): Trial(*cell, rates[cell[1]][2], base + CALIBRATION_SEED, kind="calibrate", **way._asdict())
         for cell in cells
         for way in ways
     }
@@ -59,7 +64,7 @@ def make_plan(wanted: Ask, driver: Driver, elapsed: float) -> Plan:
     seconds = {which: _full_length(times[trial]) for which, trial in trials.items()}
     alone = {cell: min(ALONE, key=lambda way, cell=cell: seconds.get((cell, way), math.inf)) for cell in cells}
     chosen = {cell: _chosen(cell, alone[cell], ways, seconds, wanted.stack) for cell in cells}
-    onednn = {cell: way[0] for cell, way in alone.items()}
+    onednn = {cell: way.onednn for cell, way in alone.items()}
     price = {cell: 1.0 if wanted.budget.in_trials else seconds[cell, chosen[cell]] for cell in cells}
     plan = Plan(
         arms=names,
@@ -72,7 +77,8 @@ def make_plan(wanted: Ask, driver: Driver, elapsed: float) -> Plan:
         higher_is_better=wanted.task.higher_is_better,
         failed_score=wanted.task.failed_score,
         price=price,
-        stack={cell: stack for cell, (_, stack) in chosen.items() if stack > 1},
+        stack={cell: way.stack for cell, way in chosen.items() if way.stack > 1},
+        channels_last={cell: True for cell, way in chosen.items() if way.channels_last},
     )
     calibration = sum(result.seconds for result in times.values()) / wanted.workers
     overhead = START + REPORT + PROBES_PER_ARM * len(names) + max(elapsed, calibration)
@@ -88,16 +94,16 @@ def _ways(wanted: Ask) -> tuple[Way, ...]:
     if wanted.task.own_loop is not None:
         return ALONE[:1]
     largest, _ = parse_stack(wanted.stack)
-    return ALONE if largest == 1 else (*ALONE, (True, largest))
+    return ALONE if largest == 1 else (*ALONE, Way(stack=largest), Way(stack=largest, channels_last=True))
 
 
 def _chosen(cell: Cell, alone: Way, ways: tuple[Way, ...], seconds: dict[tuple[Cell, Way], float], stack: str) -> Way:
     """The stack where it can be had and, unless the user named a number, was timed to be faster."""
-    last = ways[-1]
-    if last[1] == 1 or math.isinf(seconds[cell, last]):
+    stacked = min((way for way in ways if way.stack > 1), key=lambda way: seconds[cell, way], default=alone)
+    if math.isinf(seconds[cell, stacked]):
         return alone
     _, by_timing = parse_stack(stack)
-    return alone if by_timing and seconds[cell, last] >= seconds[cell, alone] else last
+    return alone if by_timing and seconds[cell, stacked] >= seconds[cell, alone] else stacked
 
 
 def _full_length(result: Result) -> float:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -53,14 +53,14 @@ class Limits(NamedTuple):
 class WorkerProcess:
     """One worker process. `run` blocks in a thread of the engine's; `check` and `kill` come from others."""
 
-    def __init__(self, log: BinaryIO) -> None:
+    def __init__(self, log: BinaryIO, environment: Mapping[str, str] | None = None, answers: bool = True) -> None:
         pythonpath = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if answers else subprocess.DEVNULL,
             stderr=log,
-            env={**os.environ, **ONE_THREAD, "PYTHONPATH": pythonpath},
+            env={**os.environ, **ONE_THREAD, "PYTHONPATH": pythonpath, **(environment or {})},
             start_new_session=True,
         )
         self._usage = psutil.Process(self._process.pid)
@@ -90,6 +90,8 @@ class WorkerProcess:
                 with self._lock:
                     self._begun = None
                 return None
+            elif answer == "fail":
+                self.kill()
             else:
                 raise WorkerError(f"a worker stopped: {answer.removeprefix('stop ')}")
         return Death(self._bury(), self._begun is not None, bool(self._why))
@@ -112,27 +114,35 @@ class WorkerProcess:
         """Ends the process, waits for it and closes its pipes."""
         self.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe
+        for pipe in filter(None, (self._process.stdin, self._process.stdout)):
             with suppress(BrokenPipeError):
                 pipe.close()
+
+    def ended(self) -> str:
+        """How the process ended, where it has."""
+        code = self._process.poll()
+        if code is None:
+            return ""
+        return f"killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
+
+    def over_memory(self, limits: Limits) -> str:
+        """What to say of a process that has more memory than a trial may."""
+        if limits.bytes is not None and self._usage.memory_info().rss > limits.bytes:
+            return f"over the limit of {limits.bytes / 2**20:.0f} MiB of memory per trial"
+        return ""
 
     def _excess(self, limits: Limits, seconds: float) -> str:
         if limits.seconds is not None and seconds > limits.seconds * self._trials:
             return f"over the limit of {limits.seconds:g} seconds per trial"
-        if limits.bytes is not None and self._usage.memory_info().rss > limits.bytes:
-            return f"over the limit of {limits.bytes / 2**20:.0f} MiB of memory per trial"
-        return ""
+        return self.over_memory(limits)
 
     def _bury(self) -> str:
         """Waits for the end of a process whose pipe has ended, and says why it ended."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         self._kill_group()
-        code = self._process.wait()
-        if self._why:
-            return self._why
-        return f"worker killed by {signal_name(-code)}" if code < 0 else f"worker exited with code {code}"
+        self._process.wait()
+        return self._why or f"worker {self.ended()}"
 
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError):
@@ -142,7 +152,7 @@ class WorkerProcess:
                 self._process.kill()
 
 
-def pack(job: Callable[[Trial], Result], trials: Path) -> bytes:
+def pack(job: Callable[[Trial], Result], trials: Path, processes: int = 1) -> bytes:
     """All that a worker must know before its first trial.
 
     >>> type(pack(Result, Path("trials")))
@@ -153,6 +163,7 @@ def pack(job: Callable[[Trial], Result], trials: Path) -> bytes:
         "pythonpath": os.environ.get("PYTHONPATH"),
         "trials": str(trials.resolve()),
         "job": pickle_job(job),
+        "processes": processes,
     }
     return pickle.dumps(setup)
 

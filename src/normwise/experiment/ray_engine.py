@@ -13,13 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import cloudpickle
 
 from normwise.errors import UsageError
-from normwise.experiment.engine import LocalEngine
+from normwise.experiment.engine import Engine, LocalEngine
 from normwise.experiment.process import Limits, Order, WorkerError, pickle_job
 from normwise.experiment.trial import Result, Trial, UnstackableError
 from normwise.files import write_atomic
@@ -28,11 +27,12 @@ SECONDS_TO_ANSWER = 10.0
 LOSSES = 3  # of machines or Ray workers in the middle of one order, before it counts as failed
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Runs trials as tasks of the Ray cluster at `address`, at most `workers` at once.
 
     Without an address the environment's RAY_ADDRESS is taken, else Ray is started on this machine, on its
-    loopback address alone. A task asks Ray for one CPU and `gpus` GPUs. What a lost machine had is
+    loopback address alone. A task asks Ray for one CPU and `gpus` GPUs, for each of its `processes`, all on one
+    machine. What a lost machine had is
     given to another; the other rules are those of `LocalEngine`. Raises UsageError where no cluster answers.
     """
 
@@ -45,13 +45,14 @@ class RayEngine:
         key: Callable[[Trial], str],
         address: str | None = None,
         gpus: float = 0.0,
+        processes: int = 1,
         seconds_per_trial: float | None = None,
         memory_per_trial: int | None = None,
         log: Path,
     ) -> None:
         if workers < 1:
             raise UsageError(f"workers must be at least 1, got {workers}")
-        self._ray, self._mine = connect(address, workers)
+        self._ray, self._mine = connect(address, workers * processes)
         self._key, self._workers, self._log = key, workers, log
         self._trials = folder / "trials"
         self._trials.mkdir(exist_ok=True)
@@ -59,8 +60,11 @@ class RayEngine:
             [self._ray.put(pickle_job(job))],
             tuple(os.path.abspath(entry) for entry in sys.path),
             Limits(seconds_per_trial, memory_per_trial),
+            processes,
         )
-        self._task = self._ray.remote(_work).options(num_cpus=1, num_gpus=gpus, max_retries=0)
+        needs = {"num_cpus": processes, "num_gpus": gpus * processes}
+        self._say_if_too_small(processes)
+        self._task = self._ray.remote(_work).options(**needs, max_retries=0)
         self._pending: deque[tuple[Order, int]] = deque()  # orders, and how often each was lost
         self._running: dict[Any, tuple[Order, int]] = {}
         self._finished: deque[Result] = deque()
@@ -91,13 +95,12 @@ class RayEngine:
         if self._mine:
             self._ray.shutdown()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _say_if_too_small(self, processes: int) -> None:
+        """A cluster may grow; else no trial would ever begin, and nobody would know why."""
+        largest = max((int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]), default=0)
+        if largest < processes:
+            words = f"a trial needs a machine with {processes} CPUs, the largest of the Ray cluster has {largest}"
+            print(f"normwise: {words}; waiting for one", file=sys.stderr)
 
     def _feed(self) -> None:
         while self._pending and len(self._running) < self._workers:
@@ -180,6 +183,7 @@ class _Setup(NamedTuple):
     job: list[Any]
     path: tuple[str, ...]
     limits: Limits
+    processes: int
 
 
 class _Bench(NamedTuple):
@@ -222,6 +226,7 @@ def _bench(setup: _Setup) -> _Bench:
             Path(folder.name),
             workers=1,
             key=keys.__getitem__,
+            processes=setup.processes,
             seconds_per_trial=setup.limits.seconds,
             memory_per_trial=setup.limits.bytes,
             log=log,

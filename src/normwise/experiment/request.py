@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "budget": "10m",
     "device": "cpu",
     "precision": "fp32",
+    "processes": 1,
     "engine": "local",
     "stack": "auto",
     "seed": 0,
@@ -43,6 +44,7 @@ class Request:
     delta: str | None = None
     device: str | None = None
     precision: str | None = None
+    processes: int | None = None
     engine: str | None = None
     ray_address: str | None = None
     stack: str | None = None
@@ -73,6 +75,8 @@ class Request:
         norms = None if whole.norms is None else list(dict.fromkeys(map(_norm, whole.norms)))
         sizes = list(dict.fromkeys(whole.batch_sizes or ()))
         whole = dataclasses.replace(whole, norms=norms, batch_sizes=sizes)
+        if (whole.processes or 1) > 1 and whole.stack == "auto":
+            whole = dataclasses.replace(whole, stack="off")
         whole.check()
         return whole
 
@@ -87,13 +91,22 @@ class Request:
             raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if self.ray_address and self.engine != "ray":
             raise UsageError(f"ray_address {self.ray_address} needs the engine ray, got {self.engine!r}")
-        parse_stack(self.stack or "auto")
+        largest, _ = parse_stack(self.stack or "auto")
+        self._check_processes(1 if self.processes is None else self.processes, largest)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs must be a positive number, got {self.epochs}")
         try:
             torch.empty(0, device=self.device)
         except Exception as error:
             raise UsageError(f"device must be one that PyTorch has here, got {self.device!r}: {error}") from error
+
+    def _check_processes(self, processes: int, stack: int) -> None:
+        if processes < 1:
+            raise UsageError(f"processes must be a positive whole number, got {processes}")
+        if processes > 1 and stack > 1:
+            raise UsageError(f"a trial on {processes} processes is trained alone: stack must be off, got {self.stack}")
+        if uneven := [size for size in self.batch_sizes or () if size % processes]:
+            raise UsageError(f"a batch size must be a multiple of the {processes} processes, got {uneven[0]}")
 
     def asks_the_same(self, other: "Request") -> bool:
         """Whether both ask for the same experiment; where trials run and are recorded is no part of it."""

@@ -1,14 +1,15 @@
-"""Where and how precisely trials run: device, precision, batches that arrive in place."""
+"""Where and how precisely trials run: device, precision, processes, batches that arrive in place."""
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from normwise.data import Batches
+from normwise.experiment.ranks import Ranks, Share
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Setting:
 
     device: str = "cpu"
     precision: str = "fp32"
+    ranks: Ranks = field(default_factory=Ranks)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -26,7 +28,15 @@ class Setting:
 
     def batches(self, *args: Any, **options: Any) -> Batches:
         """Batches that arrive on the device."""
-        batches = Batches(*args, **options)
+        return self._placed(Batches(*args, **options))
+
+    def share(self, *args: Any, **options: Any) -> Batches:
+        """Batches to train on; where several processes do so, this one's part of each."""
+        if self.ranks.processes == 1:
+            return self.batches(*args, **options)
+        return self._placed(Share(*args, rank=self.ranks.rank, processes=self.ranks.processes, **options))
+
+    def _placed(self, batches: Batches) -> Batches:
         return batches if self.device == "cpu" else cast(Batches, _Placed(batches, self.device))
 
 

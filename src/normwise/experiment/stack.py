@@ -42,13 +42,25 @@ class Members:
         for name, part in zip(trained, self.flat.split(self.sizes), strict=True):
             self.parameters[name] = self.leaves[name] = _leaf(part.view_as(self.parameters[name]))
 
-    def side_by_side(self, name: str) -> Tensor:
-        """A parameter with the members' first axes as one, (K * C, ...); if it is trained, the leaf from now on."""
+    def side_by_side(self, name: str, *, channels_last: bool = False) -> Tensor:
+        """A parameter with the members' first axes as one, (K * C, ...); if it is trained, the leaf from now on.
+
+        `channels_last`: the second of these axes comes to lie closest in memory.
+        """
+        if channels_last:
+            values = self.parameters[name].detach()
+            laid_out = values.movedim(2, -1).flatten()
+            self.parameters[name] = values.view(-1).copy_(laid_out).view(values.movedim(2, -1).shape).movedim(-1, 2)
         merged = self.parameters[name].detach().flatten(0, 1)
         if name in self.leaves:
             # a leaf of its own: autograd would follow a view of one that the optimizer changes step by step
             merged = self.leaves[name] = _leaf(merged)
         return merged
+
+    def laid_out(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """The gradients of the leaves, laid out as `flat`; None: zeros."""
+        pairs = zip(gradients, self.leaves.values(), strict=True)
+        return torch.cat([_in_memory_order(torch.zeros_like(leaf) if g is None else g, leaf) for g, leaf in pairs])
 
     def per_member(self, values: Sequence[float]) -> Tensor:
         """One number per member, laid out as `flat`."""
@@ -75,6 +87,12 @@ def _stack(values: Sequence[Tensor]) -> Tensor:
 
 def _leaf(values: Tensor) -> Tensor:
     return values.detach().requires_grad_()
+
+
+def _in_memory_order(values: Tensor, like: Tensor) -> Tensor:
+    if like.is_contiguous():
+        return values.flatten()
+    return values.permute(sorted(range(like.dim()), key=like.stride, reverse=True)).flatten()
 
 
 def _buffer(model: nn.Module, name: str) -> Tensor:

@@ -17,7 +17,10 @@ from torch.fx.passes.shape_prop import ShapeProp
 from normwise.experiment import stack_layers as layers
 from normwise.experiment.stack import Members
 from normwise.experiment.trial import UnstackableError
+from normwise.kernels import Act
 from normwise.surgery.forward import quiet
+from normwise.surgery.join import group
+from normwise.surgery.tape import at
 
 POINTWISE = {
     torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.softplus,
@@ -41,19 +44,25 @@ ASKING = {"size", "dim", getattr, operator.getitem}  # for shapes; must be unuse
 SAMPLES = 3  # of the example: few, and no likely number of channels
 
 
-def grouped(members: Members, example: Tensor, generators: list[Generator]) -> Callable[[Tensor], Tensor]:
+def grouped(
+    members: Members, example: Tensor, generators: list[Generator], *, channels_last: bool = False
+) -> Callable[[Tensor], Tensor]:
     """The network of all members: from (N, K * C, ...) to (N, K * outputs, ...), in training mode.
 
     `example` holds a few samples (N, C, ...) of one member; `generators` are the members' own, for dropout.
+    With `channels_last` the values of a pixel lie side by side in memory.
 
     >>> members = Members([nn.Sequential(nn.Linear(2, 1)), nn.Sequential(nn.Linear(2, 1))])
     >>> grouped(members, torch.randn(3, 2), [])(torch.randn(8, 4)).shape
     torch.Size([8, 2])
     """
     model = members.template.train()
+    if channels_last and not any(type(layer) in layers.LAID_OUT for layer in model.modules()):
+        raise UnstackableError("no convolution has a layout to choose")
     graph = _trace(model)
     _shapes(model, graph, example[:SAMPLES])
-    made = _Rewriter(model, members, generators).rewrite(graph)
+    made = _Rewriter(model, members, generators, channels_last).rewrite(graph)
+    fuse(made)
     made.train()
     return made
 
@@ -91,8 +100,8 @@ def _shapes(model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
 class _Rewriter:
     """Goes through the nodes in order; each becomes what does the same for all members."""
 
-    def __init__(self, model: nn.Module, members: Members, generators: list[Generator]) -> None:
-        self.model, self.members, self.generators = model, members, generators
+    def __init__(self, model: nn.Module, members: Members, generators: list[Generator], channels_last: bool) -> None:
+        self.model, self.members, self.generators, self.channels_last = model, members, generators, channels_last
         self.modules: dict[str, nn.Module] = {}
         self.names: dict[str, str] = {}
         self.graph = fx.Graph()
@@ -112,7 +121,8 @@ class _Rewriter:
         return made
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
-        return self._same(node)
+        made = self._same(node)
+        return self.graph.call_function(pixel_by_pixel, (made,)) if self.channels_last else made
 
     def _output(self, node: fx.Node) -> fx.Node:
         if not isinstance(node.args[0], fx.Node):
@@ -141,7 +151,9 @@ class _Rewriter:
             raise UnstackableError(f"{path} is a {kind.__name__}, whose values may cross the members")
         name = self.names.setdefault(path, f"layer{len(self.names)}")
         if name not in self.modules:
-            self.modules[name] = layers.stacked_layer(layer, path, self.members, self.generators)
+            self.modules[name] = layers.stacked_layer(
+                layer, path, self.members, self.generators, channels_last=self.channels_last
+            )
         return self.graph.call_module(name, (self.new[node.all_input_nodes[0]],))
 
     def _call_method(self, node: fx.Node) -> fx.Node:
@@ -212,6 +224,32 @@ class _Rewriter:
 def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The samples in another shape."""
     return x.reshape(len(x), *shape)
+
+
+def pixel_by_pixel(x: Tensor) -> Tensor:
+    """The same values, those of a pixel side by side in memory, if there are pixels."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats[x.dim()]) if x.dim() in formats else x
+
+
+def fuse(made: fx.GraphModule) -> None:
+    """Joins every norm with the residual and the activation after it."""
+    nodes = list(made.graph.nodes)
+    taken: set[fx.Node] = set()
+    for norm in nodes:
+        found = group(made, norm, nodes)
+        if found is None or not taken.isdisjoint(found.nodes):
+            continue
+        taken.update(found.nodes)
+        name, last = f"{norm.target}_fused", found.nodes[-1]
+        act = found.act if found.act is None or isinstance(found.act, Act) else at(made, found.act)
+        made.add_submodule(name, layers.Fused(at(made, (str(norm.target),)), act))
+        inputs = (norm.args[0], *([] if found.residual is None else [found.residual]))
+        with made.graph.inserting_before(last):
+            last.replace_all_uses_with(made.graph.call_module(name, inputs))
+    made.graph.eliminate_dead_code()
+    made.delete_all_unused_submodules()
+    made.recompile()
 
 
 def concatenate(parts: list[Tensor], members: int) -> Tensor:

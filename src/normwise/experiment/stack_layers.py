@@ -1,16 +1,19 @@
 """What each kind of layer becomes when several networks are one: channels of all members side by side."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normwise.experiment.stack import Members
 from normwise.experiment.trial import UnstackableError
+from normwise.kernels import NONE
 from normwise.layers.batch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normwise.layers.blend import BatchInstanceNorm
+from normwise.layers.normact import fused, known_act
 from normwise.layers.running import Memory, Running
 from normwise.layers.within import (
     ChannelAffine,
@@ -20,6 +23,7 @@ from normwise.layers.within import (
     InstanceNorm2d,
     InstanceNorm3d,
 )
+from normwise.tail import Tail
 
 # Layers whose parameters follow the channels: so many times the members of these attributes.
 CONVOLUTION, CHANNELS, GROUPS = (
@@ -36,6 +40,15 @@ MULTIPLIED: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((InstanceNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d), CHANNELS),
     **dict.fromkeys((ChannelAffine, BatchInstanceNorm), CHANNELS),
     **dict.fromkeys((nn.GroupNorm, GroupNorm), GROUPS),
+}
+# Convolutions over pixels, and PyTorch's norms that normwise has a faster kernel for.
+LAID_OUT = nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d
+FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+    nn.InstanceNorm2d: InstanceNorm2d,
+    nn.InstanceNorm3d: InstanceNorm3d,
+    nn.GroupNorm: GroupNorm,
 }
 # Every value by itself.
 POINTWISE: tuple[type[nn.Module], ...] = (
@@ -84,6 +97,28 @@ class ManyMemories(Running):
         return values.unflatten(0, (self.members, -1))
 
 
+class PlainMemories(Running):
+    """Running statistics as PyTorch's own norm keeps them: a batch that is not finite counts too."""
+
+    def remember(self, mean: Tensor, unbiased_var: Tensor, *rest: Any) -> None:
+        memory, momentum = self.memory(), cast(float, self.momentum)
+        memory.mean.lerp_(mean, momentum)
+        memory.var.lerp_(unbiased_var, momentum)
+        memory.seen.add_(1)
+
+
+class Fused(nn.Module):
+    """A norm with the residual and the activation after it, in one pass."""
+
+    def __init__(self, norm: nn.Module, act: Any) -> None:
+        super().__init__()
+        self.norm, self.act = norm, known_act(act)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = fused(self.norm, x, residual, self.act)
+        return Tail(residual, self.act or NONE)(self.norm(x)) if y is None else y
+
+
 class StackedDropout(nn.Module):
     """Dropout with a generator per member, which draws what the member's own training would draw."""
 
@@ -104,7 +139,9 @@ class StackedDropout(nn.Module):
         return x * torch.stack(noise, 1).flatten(1, 2).div_(self.keep).to(x.device)
 
 
-def stacked_layer(layer: nn.Module, path: str, members: Members, generators: list[Generator]) -> nn.Module:
+def stacked_layer(
+    layer: nn.Module, path: str, members: Members, generators: list[Generator], *, channels_last: bool = False
+) -> nn.Module:
     """The layer that does for all members what `layer` at `path` does for one; it shares their numbers.
 
     >>> members = Members([nn.Sequential(nn.Conv2d(1, 4, 3)) for _ in range(5)])
@@ -119,19 +156,31 @@ def stacked_layer(layer: nn.Module, path: str, members: Members, generators: lis
     made = copy.deepcopy(layer)
     for name, full in names.items():
         delattr(made, name)  # a view of all members' numbers is no Parameter
-        setattr(made, name, members.side_by_side(full))
+        pixels = channels_last and type(layer) in LAID_OUT and name == "weight"
+        setattr(made, name, members.side_by_side(full, channels_last=pixels))
     for name, own in layer._buffers.items():
         if own is not None:
             buffer = members.buffers[_known(members, path, name)]
             made._buffers[name] = buffer.flatten(0, 1) if buffer.dim() > 1 else buffer
     for name in MULTIPLIED.get(type(layer), ()):
         setattr(made, name, getattr(made, name) * members.count)
-    if isinstance(made, Running):
-        made.__class__ = type(type(made).__name__, (ManyMemories, type(made)), {"members": members.count})
-        made._told = True  # a member that diverges is told in its result
-    elif isinstance(made, _NormBase) and made.momentum is None:
-        raise UnstackableError(f"{path} has the momentum None, which PyTorch's own norm knows for one network only")
+    if isinstance(made, Running | _NormBase | nn.GroupNorm):
+        _become_joint(made, path, members.count)
     return made
+
+
+def _become_joint(norm: Any, path: str, members: int) -> None:
+    """Gives a norm the memories of all members, and one of PyTorch's the faster kernels where those do the same."""
+    made, kind = norm, type(norm)
+    faster = FASTER.get(kind)
+    if isinstance(norm, Running):
+        made.__class__ = type(kind.__name__, (ManyMemories, kind), {"members": members})
+        norm._told = True  # a member that diverges is told in its result
+    elif isinstance(norm, _NormBase) and norm.momentum is None:
+        raise UnstackableError(f"{path} has the momentum None, which PyTorch's own norm knows for one network only")
+    elif faster and not (isinstance(norm, _InstanceNorm) and norm.track_running_stats):
+        made.__class__ = type(faster.__name__, (PlainMemories, faster), {}) if issubclass(faster, Running) else faster
+        norm.__dict__["strict"] = False
 
 
 def _known(members: Members, path: str, name: str) -> str:

@@ -19,25 +19,37 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
-def make_losses(members: Members, loss: Loss, sample: tuple[Tensor, Tensor], generators: list[Generator]) -> Losses:
+def make_losses(
+    members: Members,
+    loss: Loss,
+    sample: tuple[Tensor, Tensor],
+    generators: list[Generator],
+    *,
+    channels_last: bool = False,
+) -> Losses:
     """Exact surgery where loss and layers are known, else vmap over the task's own loss.
 
-    `sample` is a small batch of one member. Raises UnstackableError where neither works.
+    `sample` is a small batch of one member; `channels_last` is a layout that surgery alone knows. Raises
+    UnstackableError where neither works.
     """
     try:
-        return _by_surgery(members, loss, sample, generators)
+        return _by_surgery(members, loss, sample, generators, channels_last)
     except UnstackableError as surgery:
+        if channels_last:
+            raise
         try:
             return by_vmap(members, loss, sample)
         except UnstackableError as error:
             raise UnstackableError(f"{surgery}; {error}") from error
 
 
-def _by_surgery(members: Members, loss: Loss, sample: tuple[Tensor, Tensor], generators: list[Generator]) -> Losses:
+def _by_surgery(
+    members: Members, loss: Loss, sample: tuple[Tensor, Tensor], generators: list[Generator], channels_last: bool
+) -> Losses:
     per_member = KNOWN.get(loss)
     if per_member is None:
         raise UnstackableError("the loss is the task's own")
-    network = grouped(members, sample[0], generators)
+    network = grouped(members, sample[0], generators, channels_last=channels_last)
 
     def losses(x: Tensor, y: Tensor) -> Tensor:
         output = network(x.flatten(1, 2) if x.dim() > 2 else x)
@@ -89,6 +101,8 @@ def _try_out(losses: Losses, members: Members, sample: tuple[Tensor, Tensor]) ->
     try:
         found = losses(*(part.unsqueeze(1).expand(-1, members.count, *part.shape[1:]) for part in sample))
     except Exception as error:
+        if "random" in str(error):
+            raise UnstackableError("under vmap its random numbers would not be those of a trial alone") from error
         raise UnstackableError(f"vmap cannot follow the loss: {str(error).partition(chr(10))[0]}") from error
     finally:
         members.buffers = kept

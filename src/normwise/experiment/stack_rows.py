@@ -1,5 +1,6 @@
 """The samples of several seeds as row numbers of one data set, and the batches of all of them at once."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -62,12 +63,18 @@ class Gathered:
         return self.inputs[few], self.targets[few]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.after(0)
+
+    def after(self, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that follow the first so many."""
         generators = [Generator().manual_seed(seed) for seed in self._seeds]
         whole = self.per_epoch * self.size
-        while True:
+        over, rest = divmod(steps, self.per_epoch)
+        for epoch in itertools.count():
             pairs = zip(self._rows, generators, strict=True)
             orders = [rows[torch.randperm(len(rows), generator=own)[:whole]] for rows, own in pairs]
-            for batch in torch.stack(orders, 1).split(self.size):
+            skipped = rest if epoch == over else 0 if epoch > over else self.per_epoch
+            for batch in torch.stack(orders, 1).split(self.size)[skipped:]:
                 yield self.inputs[batch], self.targets[batch]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from normwise.data import Batches
 from normwise.errors import UsageError
-from normwise.experiment.checkpoint import Checkpoint, Network, RandomNumbers, Stateful, Stream, UnusableError
+from normwise.experiment.checkpoint import Checkpoint, Network, Stateful, Stream, UnusableError
 from normwise.experiment.evaluate import evaluate
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
@@ -23,6 +23,7 @@ from normwise.surgery.command import read_spec
 from normwise.surgery.swap import swap
 
 CURVE_POINTS = 8
+SEEDS_APART = 1_000_003  # of the processes of one trial
 
 
 def build(task: Task, arm: str, seed: int, device: str = "cpu") -> nn.Module:
@@ -90,20 +91,22 @@ class Loop:
         optimizer = self.task.optimizer(model.parameters(), rate)
         advance, schedule = self._schedule(optimizer, steps)
         model.train()
-        stream = Stream(self.batches)
+        stream, ranks = Stream(self.batches), self.setting.ranks
         parts: dict[str, Stateful] = {"model": Network(model), "optimizer": optimizer, **schedule, "fit": fit}
-        parts |= {"stream": stream, "random": RandomNumbers()}
+        parts |= {"stream": stream, "random": ranks.random_numbers()}
         if checkpoint:
-            checkpoint.resume(parts)
+            ranks.resume(checkpoint, parts)
+        trained = ranks.parallel(model)
         # zip with the range first: a generator of batches must not draw one too many.
         for step, batch in zip(range(len(fit.losses) + 1, steps + 1), stream, strict=False):
             advance(step - 1)
             optimizer.zero_grad(set_to_none=True)
             with self.setting.autocast():
-                loss = self.task.loss(model, batch)
+                loss = self.task.loss(trained, batch)
             loss.backward()
             optimizer.step()
-            fit.losses.append(value := loss.item())
+            value, due = ranks.mean(loss.item(), bool(checkpoint and checkpoint.due()))
+            fit.losses.append(value)
             if not math.isfinite(value):
                 fit.reason = f"training loss {value} at step {step} of {steps}"
                 break
@@ -111,7 +114,7 @@ class Loop:
                 recent = fit.losses[-per_epoch:]
                 score = None if validation is None else self._score(model, validation)
                 fit.curve.append((step / per_epoch, sum(recent) / len(recent), score))
-            if checkpoint and checkpoint.due():
+            if checkpoint and due:
                 checkpoint.save(parts)
         return fit
 
@@ -196,14 +199,19 @@ def _divergence(fit: Fit, measures: dict[str, float]) -> str:
 def standard(
     task: Task, trial: Trial, setting: Setting, checkpoint: Checkpoint | None = None
 ) -> tuple[Fit, dict[str, float]]:
-    """The library's own loop on the task's data, loss, optimizer and schedule."""
-    model = build(task, trial.arm, trial.seed, setting.device)
-    parts = task.parts(trial.seed)
-    batches = setting.batches(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
-    loop = Loop(task, setting, batches, task.epochs * trial.length)
-    validation = setting.batches(parts.validation, collate=task.collate)
-    seed_everything(trial.seed + 1)  # dropout: the arms drew different numbers when they were built
-    fit = loop.fit(model, trial.learning_rate, validation if trial.length >= 1 else None, checkpoint)
+    """The library's own loop on the task's data, loss, optimizer and schedule; of several processes one judges."""
+    ranks = setting.ranks
+    with ranks.together(setting.device):
+        model = build(task, trial.arm, trial.seed, setting.device)
+        parts = task.parts(trial.seed)
+        batches = setting.share(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
+        loop = Loop(task, setting, batches, task.epochs * trial.length)
+        validation = setting.batches(parts.validation, collate=task.collate)
+        # dropout: the arms drew different numbers when they were built
+        seed_everything(trial.seed + 1 + ranks.rank * SEEDS_APART)
+        fit = loop.fit(model, trial.learning_rate, validation if trial.length >= 1 else None, checkpoint)
+    if ranks.rank:
+        return fit, {}
     return fit, measures_of(fit, len(batches)) | evaluate(task, model, parts, trial, setting)
 
 
@@ -240,7 +248,8 @@ def own_loop(task: Task, trial: Trial, setting: Setting) -> tuple[Fit, dict[str,
     """The user's own loop."""
     handle = Handle(task, trial, setting)
     assert task.own_loop is not None
-    scores = task.own_loop(handle)
+    with setting.ranks.together(setting.device):
+        scores = task.own_loop(handle)
     if not handle.used:
         raise UsageError("train(trial) must call trial.norm(model), or every arm trains the same network")
     if not (isinstance(scores, tuple) and len(scores) == 2):

@@ -19,7 +19,8 @@ class Trial:
     another convolution kernel rounds differently, and so is `stack`: the trial is trained in one network
     with at most so many of its kind (1: alone). With whom is no part of it: it changes rounding at most,
     and follows from the plan (`drive.stacks`), also when an interrupted run goes on. A calibration with
-    `stack` above 1 times such a network.
+    `stack` above 1 times such a network. `channels_last` is the memory layout in a stack, and rounds
+    differently too.
 
     >>> Trial("group:8", batch_size=8, learning_rate=0.1, seed=0).length
     1.0
@@ -33,6 +34,7 @@ class Trial:
     onednn: bool = True
     kind: Kind = "train"
     stack: int = 1
+    channels_last: bool = False
 
     def key(self, fingerprint: str) -> str:
         """A content hash: the same trial of the same task has the same key on every machine.

@@ -2,8 +2,9 @@
 
 Started by the engine as `python -m normwise.experiment.worker`. Orders come as pickles on standard
 input: first the setup, then lists of (key, trial), of which several are trained as one if the job can.
-Answers go, a word a line, to standard output: `begin` and `done`, or `stop` with a reason. Whatever the
-user's code prints goes to standard error, the log.
+Answers go, a word a line, to standard output: `begin` and `done`, or `stop` with a reason; where several
+processes run each trial together also `fail`, which ends them all. Whatever the user's code prints goes to
+standard error, the log.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, BinaryIO, NoReturn
 
+from normwise.experiment.meeting import tell_failure
 from normwise.experiment.trial import Result, Trial, UnstackableError
 from normwise.files import write_atomic
 
@@ -33,17 +35,30 @@ def main() -> None:
     _die_with_driver()
     inbox: SimpleQueue[Any] = SimpleQueue()
     Thread(target=_listen, args=(orders, inbox), daemon=True).start()
-    job, trials = _set_up(inbox.get())
+    setup = inbox.get()
+    job, trials = _set_up(setup)
     while True:
         order: list[tuple[str, Trial]] = inbox.get()
         answers.write(b"begin\n")
-        answers.write(f"{_run(job, order, trials)}\n".encode())
+        answer = _run(job, order, trials, setup["processes"])
+        answers.write(f"{answer}\n".encode())
+        if answer == "fail":
+            os._exit(1)
 
 
-def _run(job: Job, order: list[tuple[str, Trial]], trials: Path) -> str:
-    """Runs an order, each result a file as soon as there is one; returns the answer."""
+def _run(job: Job, order: list[tuple[str, Trial]], trials: Path, processes: int) -> str:
+    """Runs an order, each result a file as soon as there is one; returns the answer.
+
+    Of several processes one that fails may leave the others waiting for it, and one that is lost makes the
+    others fail: so a failure ends this process, and with it all of them.
+    """
     keys = {trial: key for key, trial in order}
     for result in attempt_all(job, list(keys), lambda trial: trials / f"{keys[trial]}.partial"):
+        if processes > 1 and result.status == "failed":
+            tell_failure(result.reason)
+            return "fail"
+        if processes > 1 and os.environ["RANK"] != "0":
+            continue
         path = trials / f"{keys[result.trial]}.json"
         try:
             write_atomic(path, result.to_json())
@@ -55,14 +70,17 @@ def _run(job: Job, order: list[tuple[str, Trial]], trials: Path) -> str:
 def attempt_all(job: Job, trials: list[Trial], place: Callable[[Trial], Path] | None = None) -> Iterator[Result]:
     """The results of trials that may be trained as one; where that fails, of one after the other.
 
-    A trial that runs alone may keep at its `place` what a next attempt goes on from, if the job has a
-    method `resume(trial, path)`.
+    A trial may keep at its `place` what a next attempt goes on from, if the job has a method
+    `resume(trial, path)`, and several at that of the first with `resume_stack(trials, path)`.
 
     >>> [result.trial.seed for result in attempt_all(Result, [Trial("batch", 8, 0.1, seed) for seed in (3, 4)])]
     [3, 4]
     """
     left = list(trials)
     stack: Callable[[list[Trial]], Iterator[Result]] | None = getattr(job, "stack", None)
+    resume_stack = getattr(job, "resume_stack", None)
+    if resume_stack and place:
+        stack = partial(resume_stack, path=place(trials[0]))
     if stack is not None and len(trials) > 1:
         try:
             for result in stack(trials):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normwise.errors import UsageError
+from normwise.layers.memory import StepMemory, memories
 from normwise.layers.recurrent import Recurrent
 from normwise.layers.running import Running
 
@@ -18,8 +19,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     By the law of total variance, exactly: `running += momentum * (joint - running)`, once, at the end.
     Each micro-batch still standardizes with its own statistics; what is exact is what evaluation uses.
     Under DistributedDataParallel each process pools its own. An exception leaves the statistics as
-    they were. Inside another `accumulate` the outer one counts. Raises UsageError where a norm of
-    PyTorch's own, or a recurrent layer, would be updated at every micro-batch.
+    they were. Inside another `accumulate` the outer one counts. Recurrent layers with batch norm pool each
+    time step. Raises UsageError where a norm of PyTorch's own would be updated at every micro-batch.
 
     >>> import torch
     >>> from normwise.layers.batch import BatchNorm
@@ -42,13 +43,10 @@ def accumulate(model: nn.Module) -> Iterator[None]:
             norm.close_pool(keep=complete)
 
 
-def _tracked(model: nn.Module) -> Iterator[Running]:
+def _tracked(model: nn.Module) -> Iterator[Running | StepMemory]:
     for path, norm in model.named_modules():
-        if isinstance(norm, Recurrent) and norm.norm == "batch" and norm.training and not norm.frozen:
-            raise UsageError(
-                f"accumulate: {path!r} is a recurrent layer with batch norm, which updates its statistics at every "
-                "micro-batch; freeze it by nw.freeze, or put it in eval mode."
-            )
+        if isinstance(norm, Recurrent) and norm.training and not norm.frozen:
+            yield from memories(norm).values()
         if not isinstance(norm, _NormBase) or norm.running_mean is None or not norm.training:
             continue
         if not isinstance(norm, Running):

@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from normwise.layers.written import merge
 from normwise.table import wide
 
 _NAMES = ("running_mean", "running_var")
@@ -28,6 +30,7 @@ class StepMemory(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    pool: Tensor | None = None  # (3, steps, features): mean, spread and count, while micro-batches are accumulated
 
     def __init__(self, num_features: int, momentum: float | None, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -50,14 +53,36 @@ class StepMemory(nn.Module):
 
     @torch.no_grad()
     def remember(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
-        """Moves on by one batch: mean and biased variance (T, F) of `count` sequences, a number or (T, 1).
+        """Moves on by one batch, or pools it: mean and biased variance (T, F) of `count` sequences, a number or (T, 1).
 
         A step of fewer than two sequences, or with a value that is not finite, is passed over.
         """
-        self._grow(len(mean))
         count = torch.as_tensor(count, device=mean.device).expand(len(mean), 1)
         unbiased = var * (count / (count - 1).clamp(min=1))
-        counted = (count > 1) & mean.isfinite().all(-1, True) & unbiased.isfinite().all(-1, True)
+        if self.pool is None:
+            self._move(mean, unbiased, count > 1)
+            return
+        self.pool = F.pad(self.pool, (0, 0, 0, max(0, len(mean) - self.pool.shape[1])))
+        merge(self.pool[:, : len(mean)], mean, unbiased, (count * (count > 1)).expand_as(mean), True, 1)
+
+    def open_pool(self) -> None:
+        """From now on batches are pooled, by the law of total variance; `close_pool` makes them one update."""
+        self.pool = self.running_mean.new_zeros(3, 0, self.num_features)
+
+    def close_pool(self, *, keep: bool = True) -> None:
+        """Writes the pooled batches as one, or forgets them."""
+        pool, self.pool = self.pool, None
+        if pool is not None and keep:
+            mean, spread, count = pool
+            self._move(mean, spread / (count - 1).clamp(min=1), count[:, :1] > 1)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, momentum={self.momentum}"
+
+    @torch.no_grad()
+    def _move(self, mean: Tensor, unbiased: Tensor, counted: Tensor) -> None:
+        self._grow(len(mean))
+        counted = counted & mean.isfinite().all(-1, True) & unbiased.isfinite().all(-1, True)
         steps, seen = len(mean), self.num_batches_tracked
         seen[:steps] += counted[:, 0]
         weight = 1 / seen[:steps, None].clamp(min=1)
@@ -66,9 +91,6 @@ class StepMemory(nn.Module):
         for name, batch in zip(_NAMES, (mean, unbiased), strict=True):
             rows = self.get_buffer(name)[:steps]
             rows += torch.where(counted, weight * (batch - rows), 0)
-
-    def extra_repr(self) -> str:
-        return f"{self.num_features}, momentum={self.momentum}"
 
     def _grow(self, steps: int) -> None:
         new = steps - len(self.running_mean)
@@ -95,3 +117,9 @@ class StepMemory(nn.Module):
             if new.dtype != wide(new.dtype):
                 setattr(self, name, old.to(new.device, wide(new.dtype)))
         return self
+
+
+def memories(layer: nn.Module) -> dict[str, StepMemory]:
+    """Those of a recurrent layer that remember anything, by name."""
+    found = {name: part for name, part in layer.named_children() if isinstance(part, StepMemory)}
+    return {name: part for name, part in found.items() if not part.forgotten}

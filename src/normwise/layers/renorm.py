@@ -9,7 +9,7 @@ from torch import Tensor
 from normwise import ops
 from normwise.layers.base import TableNorm, check_batch
 from normwise.layers.batch import batch_norm
-from normwise.layers.written import compiling, recomputing, write
+from normwise.layers.written import compiling, recomputing, written
 from normwise.ops import Affine, standardize
 from normwise.table import Moments
 
@@ -76,7 +76,7 @@ def _renorm(table: Moments, weight: Tensor, bias: Tensor, *, norm: RenormNorm, b
         mark = pooled.mean[0].detach()
         before += _before(norm, mark)
         if norm.remembers():
-            write(_note, torch.ops.normwise.note, norm.recent, torch.stack([mark, *before]))
+            note(cast(Tensor, norm.recent), torch.stack([mark, *before]))
             norm.remember(mark, pooled.var[0].detach(), pooled.count)
     mean, std = before[0], (before[1] + norm.eps).sqrt()
     r = ((pooled.var + norm.eps).sqrt() / std).detach().clamp(1 / norm.r_max, norm.r_max)
@@ -101,7 +101,9 @@ def _recall(mark: Tensor, mean: Tensor, var: Tensor, recent: Tensor, eps: float)
     return torch.where(found, old_mean, mean), torch.where(found, old_var, var)
 
 
-def _note(recent: Tensor, row: Tensor) -> None:
+@written("recent")
+def note(recent: Tensor, row: Tensor) -> None:
+    """Puts a call before the others, of which the last is forgotten."""
     recent.copy_(torch.cat([row[None].to(recent.dtype), recent[:-1]]))
 
 
@@ -113,9 +115,3 @@ def _recall_op(mark: Tensor, mean: Tensor, var: Tensor, recent: Tensor, eps: flo
 @_recall_op.register_fake
 def _(mark: Tensor, mean: Tensor, var: Tensor, recent: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(mean), torch.empty_like(var)
-
-
-@torch.library.custom_op("normwise::note", mutates_args=("recent",))
-def _note_op(recent: Tensor, row: Tensor) -> None:
-    if not recomputing():
-        _note(recent, row)

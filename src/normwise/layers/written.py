@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
 from normwise.ops import tracing
 from normwise.table import convert
+
+P = ParamSpec("P")
 
 
 def recomputing() -> bool:
@@ -25,6 +28,39 @@ def compiling() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
+def written(*mutated: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """For a function that writes to those of its arguments: it counts once a step, whoever runs it.
+
+    In compiled code it is an operator, `normwise::NAME`, which asks when it runs whether a checkpoint
+    runs its forward again; elsewhere the caller asks.
+    """
+
+    def decorate(function: Callable[P, None]) -> Callable[P, None]:
+        @wraps(function)
+        def unless_again(*args: P.args, **kwargs: P.kwargs) -> None:
+            if not recomputing():
+                function(*args, **kwargs)
+
+        name: Any = getattr(function, "__name__", "")
+        op = torch.library.custom_op(f"normwise::{name}", unless_again, mutates_args=mutated)
+
+        @wraps(function)
+        def write(*args: Any) -> None:
+            args = tuple(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in args)
+            with torch.no_grad():
+                if compiling():
+                    op(*args)
+                elif peek_interpreter_stack() is None:
+                    function(*args)  # pyright: ignore[reportCallIssue]
+                else:
+                    _under_transforms(function, args)
+
+        return cast(Callable[P, None], write)
+
+    return decorate
+
+
+@written("mean", "var", "seen", "skipped")
 def move(
     mean: Tensor,
     var: Tensor,
@@ -43,41 +79,6 @@ def move(
     leaves its memory as it is and is counted in `skipped`. With `root` (the norm's eps) it is the
     deviation `sqrt(var + root)` that moves on, and `var` holds its square less root.
     """
-    write(_move, torch.ops.normwise.move, mean, var, seen, skipped, new_mean, new_var, present, momentum, root)
-
-
-def merge(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int) -> None:
-    """Adds a batch's moments to a pool of shape (3, ...): mean, spread, count, in place.
-
-    The spread is the sum of variances, each times its count less `correction`; and with `between` of
-    what batches deviate from the joint mean (Chan et al., 1979). What is not finite is left out.
-    """
-    write(_merge, torch.ops.normwise.merge, pool, mean, var, count, between, correction)
-
-
-def write(function: Callable[..., None], op: Callable[..., None], *args: Any) -> None:
-    """Calls a function that writes to its first arguments; in compiled code its operator, which asks when it runs."""
-    args = tuple(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in args)
-    with torch.no_grad():
-        if compiling():
-            op(*args)
-        elif peek_interpreter_stack() is None:
-            function(*args)
-        else:
-            _under_transforms(function, args)
-
-
-def _move(
-    mean: Tensor,
-    var: Tensor,
-    seen: Tensor,
-    skipped: Tensor | None,
-    new_mean: Tensor,
-    new_var: Tensor,
-    present: Tensor | None,
-    momentum: float | None,
-    root: float | None,
-) -> None:
     pairs = [(old, convert(new, old.dtype)) for old, new in ((mean, new_mean), (var, new_var))]
     plain = mean.is_cpu and mean.dim() == 1 and present is None and root is None and not tracing()
     if plain and math.isfinite(float((new_mean + new_var).sum())):
@@ -100,7 +101,13 @@ def _move(
         skipped.add_((~ok if present is None else ~ok & present).sum())
 
 
-def _merge(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int) -> None:
+@written("pool")
+def merge(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int) -> None:
+    """Adds a batch's moments to a pool of shape (3, ...): mean, spread, count, in place.
+
+    The spread is the sum of variances, each times its count less `correction`; and with `between` of
+    what batches deviate from the joint mean (Chan et al., 1979). What is not finite is left out.
+    """
     ok = (mean + var).isfinite().all(-1, keepdim=True)
     center, spread, total = pool.unbind()
     count = torch.where(ok, convert(count, pool.dtype), 0)
@@ -128,25 +135,3 @@ def _under_transforms(function: Callable[..., None], args: tuple[Any, ...]) -> N
                 "track_running_stats=False."
             )
         function(*args)
-
-
-@torch.library.custom_op("normwise::move", mutates_args=("mean", "var", "seen", "skipped"))
-def _move_op(
-    mean: Tensor,
-    var: Tensor,
-    seen: Tensor,
-    skipped: Tensor | None,
-    new_mean: Tensor,
-    new_var: Tensor,
-    present: Tensor | None,
-    momentum: float | None,
-    root: float | None,
-) -> None:
-    if not recomputing():
-        _move(mean, var, seen, skipped, new_mean, new_var, present, momentum, root)
-
-
-@torch.library.custom_op("normwise::merge", mutates_args=("pool",))
-def _merge_op(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int) -> None:
-    if not recomputing():
-        _merge(pool, mean, var, count, between, correction)

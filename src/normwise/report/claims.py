@@ -42,6 +42,8 @@ def render(content: Json) -> str:
         measured=measured,
         number=number,
         interval=interval,
+        beside=beside,
+        notes=notes,
         duration=duration,
         figures=embedded({"dark": DARK, "panels": {c["id"]: [p.figure for p in c["drawn"].panels] for c in claims}}),
         plotly=Markup(plotly_source()),
@@ -105,6 +107,34 @@ def interval(part: Json) -> str:
     bare = {**part, "unit": part["unit"] if part["unit"] in ("points", "%") else ""}
     low = number(part["low"], bare).removesuffix(f" {bare['unit']}")
     return f"{low} to {number(part['high'], bare)}"
+
+
+def beside(found: Json | None, part: Json) -> str:
+    """A number that stands beside a verdict, with its ordinary 95 % interval.
+
+    >>> beside({"mean": 0.05, "low": 0.04, "high": 0.06}, {"unit": "points", "delta": 0.01}), beside(None, {})
+    ('5.0 points (4.0 to 6.0 points)', '-')
+    """
+    if found is None:
+        return "-"
+    return f"{number(found['mean'], part)} ({interval({**part, **found})})"
+
+
+def notes(claim: Json) -> list[str]:
+    """What else must be said of a claim's runs: rates, ends of grids, divergence, failures."""
+    rates, shared = (_listed(claim[name], "{:.3g}") for name in ("rates", "shared_rates"))
+    found = {
+        "Learning rates, tuned per cell on other seeds": rates,
+        "One rate for all, where it was measured": shared,
+        "Best rate at the end of its grid, also after it was extended": "; ".join(claim["rates_at_an_edge"]),
+        "Runs that diverged, which count with the score they had": _listed(claim["diverged"], "{}"),
+        "Measurements that failed": "; ".join(claim["failures"]),
+    }
+    return [f"{title}: {text}." for title, text in found.items() if text]
+
+
+def _listed(found: Json, form: str) -> str:
+    return "; ".join(f"{name}: {form.format(value)}" for name, value in found.items())
 
 
 def bought(content: Json) -> str:
@@ -194,8 +224,10 @@ def _sentence(part: Json) -> str:
     text = f"{head}; {part['effect']}: {number(part['mean'], part)} ({interval(part)}, {part['seeds']} seeds"
     if part["verdict"] == "undecided" and part["detectable"] is not None:
         text += f"; an effect of {number(part['detectable'], part)} would have been seen"
-    if part.get("half_length") is not None:
-        text += f"; at half the training length {number(part['half_length'], part)}"
+    if part["half_length"]:
+        text += f"; at half the training length {number(part['half_length']['mean'], part)}"
+    if part["one_rate"]:
+        text += f"; at one rate for all {number(part['one_rate']['mean'], part)}"
     return f"{text})."
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from normwise.report.claims import bought, counts, interval, measured, number, paragraph, verdict
+from normwise.report.claims import beside, bought, counts, interval, measured, notes, number, paragraph, verdict
 from normwise.report.text import duration, plain
 
 Json = dict[str, Any]
@@ -28,7 +28,8 @@ def _head(content: Json) -> str:
         [
             "# The textbook, measured",
             "What a textbook says of batch and instance normalization, each sentence made into an experiment whose "
-            "sign and smallest effect were fixed before it ran. Run it yourself: `normwise claims`, or one of them: "
+            "sign and smallest effect stand in the code before it runs; what was set after a pilot is named. Run "
+            "it yourself: `normwise claims`, or one of them: "
             "`normwise claims B4`.",
             f"{counts(content['claims'])}. {bought(content)}",
             f"Recorded {config.get('date')}, {duration(config.get('seconds') or 0)} on {where}; images: "
@@ -47,7 +48,16 @@ def _table(content: Json) -> str:
 
 def _claim(claim: Json, short: Json | None) -> str:
     intervals = {part["name"]: interval(part) for part in (short or {"parts": []})["parts"]}
-    head = ("Part", "Mean", "Interval", "Seeds", "Verdict", *(["Quick run"] if short else []))
+    head = (
+        "Part",
+        "Mean",
+        "Interval",
+        "Seeds",
+        "Verdict",
+        "Half the length",
+        "One rate for all",
+        *(["Quick run"] if short else []),
+    )
     rows = [
         (
             part["name"],
@@ -55,6 +65,8 @@ def _claim(claim: Json, short: Json | None) -> str:
             interval(part),
             str(part["seeds"]),
             part["verdict"],
+            beside(part["half_length"], part),
+            beside(part["one_rate"], part),
             *([intervals.get(part["name"], "-")] if short else []),
         )
         for part in claim["parts"]
@@ -67,11 +79,23 @@ def _claim(claim: Json, short: Json | None) -> str:
             _text(paragraph(claim)),
             _grid(head, rows),
             _points(claim["figure"]),
+            *(_numbers(table) for table in claim["tables"]),
             f"Design: {_text(claim['design'])}",
+            *([f"Set after a pilot, not blind: {_text(claim['pilot'])}."] if claim["pilot"] else []),
+            *map(_text, notes(claim)),
             f"In print: {published}.",
             f"```bash\n{claim['command']}\n```",
         ]
     )
+
+
+def _numbers(table: Json) -> str:
+    """A table without verdicts."""
+    rows = [
+        (name, *(plain(row[column]) if column in row else "" for column in table["columns"]))
+        for name, row in table["rows"].items()
+    ]
+    return f"*{_text(table['title'])}*\n\n{_grid(('', *table['columns']), rows)}"
 
 
 def _points(figure: Json) -> str:

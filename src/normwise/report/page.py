@@ -71,7 +71,7 @@ def _parted(statement: str) -> tuple[str, str]:
 def _settings(view: View) -> list[tables.Table]:
     config = view.config
     shown = ("task", "model", "data", "budget", "epochs", "batch_sizes", "training_samples", "judge_samples")
-    shown += ("device", "precision", "engine", "workers", "seed")
+    shown += ("device", "precision", "processes", "engine", "workers", "seed")
     made = [
         tables.settings("The task and how it was run", {k: config[k] for k in shown if config.get(k) is not None}),
         tables.settings("The plan, fixed before the race", config.get("plan") or {}),

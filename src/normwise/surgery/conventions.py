@@ -112,7 +112,7 @@ def _made(
     unknown = weights.keys() - set(names.values()) or config.keys() - {"epsilon", "momentum", "groups"}
     if unknown:
         raise UsageError(
-            f"arrays are {', '.join(names.values())}; options epsilon and momentum; got {sorted(unknown)}."
+            f"arrays are {', '.join(names.values())}; options epsilon, momentum and groups; got {sorted(unknown)}."
         )
     arrays = {mine: _tensor(a) for mine, name in names.items() if (a := weights.get(name)) is not None}
     if norm is None and "running_mean" not in arrays:
@@ -141,11 +141,11 @@ def _fill(norm: nn.Module, arrays: Mapping[str, Tensor], count: int | None) -> N
         for name, array in arrays.items():
             if name == "running_var" and count is not None:
                 array = array * (_several(count) / (count - 1))
-            mine = getattr(norm, name)
-            if mine is None or mine.shape != array.shape:
-                raise UsageError(
-                    f"{name} must have shape ({getattr(norm, 'num_features', '?')},), got {tuple(array.shape)}."
-                )
+            mine = getattr(norm, name, None)
+            if mine is None:
+                raise UsageError(f"{type(norm).__name__} has no {name}; leave it out, or say another norm=.")
+            if mine.shape != array.shape:
+                raise UsageError(f"{name} must have shape {tuple(mine.shape)}, got {tuple(array.shape)}.")
             mine.copy_(array)
 
 
@@ -156,7 +156,7 @@ def _taken(norm: nn.Module, count: int | None) -> _Norm:
         what = type(norm).__name__ if state is None else str(state.spec)
         raise UsageError(f"Keras and Flax have batch, layer-token and group; {what} is none of them.")
     names = [name for name in _KERAS if isinstance(getattr(norm, name, None), Tensor)]
-    arrays = {name: getattr(norm, name).detach().cpu() for name in names}
+    arrays = {name: _wide(getattr(norm, name)) for name in names}
     if "running_mean" in arrays and state.momentum is None:
         raise UsageError("momentum=None is a plain average over all batches, which Keras and Flax have not: set one.")
     if state.spec.name == "batch" and "running_mean" not in arrays:
@@ -193,8 +193,15 @@ def _kind_of(layer: Any) -> str:
 def _tensor(array: Any) -> Tensor:
     import numpy as np
 
+    if isinstance(array, Tensor):  # Keras on PyTorch
+        return _wide(array)
     dtype = np.float64 if getattr(array, "dtype", None) == np.float64 else np.float32
     return torch.from_numpy(np.asarray(array).astype(dtype))
+
+
+def _wide(t: Tensor) -> Tensor:
+    """A copy in a type that NumPy has: float32 or float64."""
+    return t.detach().to("cpu", torch.float64 if t.dtype == torch.float64 else torch.float32, copy=True)
 
 
 def _several(count: int) -> int:

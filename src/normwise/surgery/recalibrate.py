@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normwise.errors import UsageError
-from normwise.layers.memory import StepMemory
+from normwise.layers.memory import StepMemory, memories
+from normwise.layers.recurrent import Recurrent
 from normwise.surgery.forward import call_labelled, quiet
 from normwise.surgery.plan import Plan, operation
+from normwise.surgery.recalibrate_steps import OneValue, level, listen, require_finite, write_steps
 from normwise.table import Moments, moments
 
 Call = Callable[[nn.Module, Any], Any]
@@ -23,7 +25,8 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
 
     Batch norm: mean and unbiased variance of all values of a channel, between-batch variance included,
     merged in float64 by the law of total variance. Tracked instance norm: the averages over all
-    instances of their mean and variance. The forward runs in eval mode (no dropout), but the norms
+    instances of their mean and variance. Recurrent layers with batch norm: each time step as batch norm,
+    over the sequences that reach it. The forward runs in eval mode (no dropout), but the norms
     being recalibrated standardize with their batch, as they did while the weights were learned: so one
     pass serves all depths.
 
@@ -60,38 +63,42 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
 
 
 class _Pool(NamedTuple):
-    """Mean, variance and count per channel, of shape (1, C), in float64 on the CPU."""
+    """Mean, variance and count per channel, of shape (1, C) or (1, steps, C), in float64 on the CPU."""
 
     mean: Tensor
     var: Tensor
     count: Tensor
 
 
-class _OneValue(Exception):
-    """A batch gives a norm a single value per channel: no batch statistics."""
-
-
 def _chosen(plan: Plan, model: nn.Module) -> dict[Any, str]:
-    """The norms to recalibrate and their paths; the plan records why others are left."""
+    """The norms and memories of time steps to recalibrate, and their paths; the plan says why others are left."""
     chosen: dict[Any, str] = {}
     for path, norm in model.named_modules():
-        if isinstance(norm, StepMemory):
-            plan.leave(path, type(norm).__name__, "it has a memory for each time step; train it")
-        if not isinstance(norm, _NormBase):
+        if not isinstance(norm, _NormBase | Recurrent):
             continue
-        if norm._buffers.get("running_mean") is None:
-            plan.leave(path, type(norm).__name__, "it remembers no statistics")
-        elif getattr(norm, "frozen", False):
-            plan.leave(path, type(norm).__name__, "frozen")
-        elif norm.running_mean is not None and norm.running_mean.dim() > 1:
-            plan.leave(path, type(norm).__name__, "it has a memory for each domain; train them")
-        elif norm.momentum == 0:
-            plan.leave(path, type(norm).__name__, "frozen: its momentum is 0")
-        elif model.training and not norm.training:
-            plan.leave(path, type(norm).__name__, "frozen: in eval mode inside a model in training mode")
-        else:
-            chosen[norm] = path
+        why = _why_left(model, norm)
+        for name, part in (memories(norm) if isinstance(norm, Recurrent) else {"": norm}).items():
+            place = ".".join(filter(None, (path, name)))
+            if why:
+                plan.leave(place, type(part).__name__, why)
+            else:
+                chosen[part] = place
     return chosen
+
+
+def _why_left(model: nn.Module, norm: Any) -> str:
+    """Why the statistics of a norm are not recomputed, or nothing."""
+    if getattr(norm, "frozen", False):
+        return "frozen"
+    if model.training and not norm.training:
+        return "frozen: in eval mode inside a model in training mode"
+    if isinstance(norm, Recurrent):
+        return ""
+    if norm._buffers.get("running_mean") is None:
+        return "it remembers no statistics"
+    if norm.running_mean.dim() > 1:
+        return "it has a memory for each domain; train them"
+    return "frozen: its momentum is 0" if norm.momentum == 0 else ""
 
 
 def _measure(
@@ -110,11 +117,14 @@ def _measure(
         for norm in norms:
             norm.training = True
             norm.register_forward_pre_hook(observe, with_kwargs=True)
+        for layer in model.modules():
+            if any(memory in norms for memory in memories(layer).values()):
+                listen(cast(Recurrent, layer), norms, seen)
         for batch in loader:
             seen.clear()
             try:
                 call(model, batch)
-            except _OneValue:
+            except OneValue:
                 skipped += 1
                 continue
             number += 1
@@ -134,18 +144,14 @@ def _observed(norm: Any, path: str, x: Tensor, mask: Tensor | None) -> _Pool:
         var, count = Moments(mean, var, count).unbiased, torch.ones_like(mean)
     pooled = _merge(norm, [_Pool(mean, var, count)])
     if not isinstance(norm, _InstanceNorm) and (pooled.count <= 1).any():
-        raise _OneValue
-    if not (pooled.mean + pooled.var).isfinite().all():
-        raise UsageError(
-            f"recalibrate: layer {path!r} receives values that are not finite; remove such samples from the "
-            "loader, or mend the layers before it. Nothing was changed."
-        )
+        raise OneValue
+    require_finite(path, pooled.mean + pooled.var)
     return pooled
 
 
 def _merge(norm: nn.Module, parts: Sequence[_Pool]) -> _Pool:
     """Of batch norms the pool, by the law of total variance; of instance norms the averages they remember."""
-    mean, var, count = (torch.cat(each) for each in zip(*parts, strict=True))
+    mean, var, count = (torch.cat(each) for each in zip(*level(parts), strict=True))
     if not isinstance(norm, _InstanceNorm):
         whole = Moments(mean, var, count).pool(0)
         return _Pool(whole.mean, whole.var, torch.as_tensor(whole.count))
@@ -155,6 +161,9 @@ def _merge(norm: nn.Module, parts: Sequence[_Pool]) -> _Pool:
 
 
 def _write(plan: Plan, path: str, norm: Any, pooled: _Pool, uses: int) -> None:
+    if isinstance(norm, StepMemory):
+        write_steps(plan, path, norm, Moments(*pooled), uses)
+        return
     var = (pooled.var if isinstance(norm, _InstanceNorm) else Moments(*pooled).unbiased)[0]
     old_mean, old_var = (norm.get_buffer(name).cpu().double() for name in _STATISTICS)
     moved = ((pooled.mean[0] - old_mean).abs() / (var + norm.eps).sqrt()).max().item()

@@ -3,6 +3,7 @@
 from torch import nn
 
 from normwise.errors import UsageError
+from normwise.layers.recurrent import Recurrent
 from normwise.surgery.find import norm_layers
 from normwise.surgery.plan import Plan
 from normwise.surgery.swap import swap
@@ -33,10 +34,16 @@ def unsync(model: nn.Module, *, dry_run: bool = False) -> Plan:
 def _exchange(verb: str, model: nn.Module, old: str, new: str, dry_run: bool) -> Plan:
     if not isinstance(model, nn.Module):
         raise UsageError(f"{verb} needs a torch.nn.Module, got {type(model).__name__}.")
-    found = [layer for layer in norm_layers(model) if layer.what == old]
+    layers = norm_layers(model)
+    found = [layer for layer in layers if layer.what == old]
+    steps = [layer.path for layer in layers if isinstance(layer.module, Recurrent) and layer.module.norm == "batch"]
+    alone = f"{', '.join(map(repr, steps))} pools each time step in its own process; norm='layer' needs no others."
     if not found:
-        raise UsageError(f"{verb}: {type(model).__name__} has no {old} normalization layer.")
+        why = f": {alone}" if steps else "."
+        raise UsageError(f"{verb}: {type(model).__name__} has no {old} normalization layer{why}")
     escaped = (path.replace("[", "[[]") for layer in found for path in layer.paths)
     plan = swap(model, {**dict.fromkeys(escaped, new), "*": "keep"}, dry_run=dry_run)
     plan.verb = verb
+    if steps:
+        plan.say(alone)
     return plan

@@ -35,7 +35,7 @@ COSTS = Experiment(
     "costs",
     measure,
     tuple(cell(norm=norm, shape=shape) for shape in SHAPES for norm in NORMS),
-    seconds=0.8,
-    seeds=6,
+    seconds=0.75,
+    seeds=10,
     exact=True,
 )

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from normwise.claims.claim import Experiment, Measures, Run, cell
-from normwise.claims.experiments.training import RATES, diverged, plain, refresh, scores, train
+from normwise.claims.claim import HALF, Experiment, Measures, Run, cell
+from normwise.claims.experiments.training import RATES, diverged, fresh_scores, plain, train
 from normwise.claims.images import split
 from normwise.experiment.defaults import sgd
 from normwise.surgery.swap import swap
@@ -30,9 +30,9 @@ def measure(run: Run) -> Measures:
                 layer.weight.mul_(gain)
     model = swap(model, given["norm"]).model
     optimizer = _scaled(model, gain) if "rates" in given else sgd
-    fit = train(model, images.train, run.rate, batch_size=BATCH, epochs=EPOCHS, seed=run.seed, optimizer=optimizer)
-    refresh(model, images)
-    return scores(model, images) | {"diverged": diverged(fit)}
+    epochs = EPOCHS * (0.5 if "length" in given else 1)
+    fit = train(model, images.train, run.rate, batch_size=BATCH, epochs=epochs, seed=run.seed, optimizer=optimizer)
+    return fresh_scores(model, images, run.seed) | {"diverged": diverged(fit)}
 
 
 def _scaled(model: nn.Module, gain: float) -> Callable[[object, float], torch.optim.Optimizer]:
@@ -57,15 +57,19 @@ def width(accuracies: dict[float, float], within: float = 0.05) -> float:
     return float(torch.tensor(max(good) / min(good)).log10())
 
 
+COMPARED = tuple(cell(norm=norm, gain=gain) for norm in ("batch", "none") for gain in GAINS)
+
 GAINS_EXPERIMENT = Experiment(
     "gains",
     measure,
     (
         *(cell(norm=norm, gain=gain) for norm in NORMS for gain in GAINS),
         cell(norm="batch", gain=LARGE, rates="scaled"),
+        *(text + HALF for text in COMPARED),
     ),
     seconds=0.8,
-    seeds=16,
+    seeds=10,
     rates=RATES,
     rate_of=lambda text: cell(norm=text.partition(",")[0].removeprefix("norm="), gain=1),
+    rivals=(COMPARED,),
 )

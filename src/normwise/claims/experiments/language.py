@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from normwise.claims.claim import Experiment, Measures, Run, cell
+from normwise.claims.claim import HALF, Experiment, Measures, Run, cell
 from normwise.claims.experiments.training import TASK, diverged
 from normwise.data import Arrays, Batches
 from normwise.data.sequences import charlm
@@ -30,18 +30,23 @@ def measure(run: Run) -> Measures:
     train, validation = (data.train.subset(part) for part in order[: WINDOWS + JUDGED].split([WINDOWS, JUDGED]))
     judge = data.judge.subset(torch.randperm(len(data.judge), generator=generator)[:JUDGED])
     model = swap(CharTransformer(), run.settings["norm"]).model
+    epochs = EPOCHS * (0.5 if "length" in run.settings else 1)
     recipe = replace(TASK, loss=task.loss, optimizer=task.optimizer)
-    fit = Loop(recipe, SETTING, SETTING.batches(train, BATCH, shuffle=run.seed), EPOCHS).fit(model, run.rate)
+    fit = Loop(recipe, SETTING, SETTING.batches(train, BATCH, shuffle=run.seed), epochs).fit(model, run.rate)
     bits = [-task.score(model, Batches(samples, 100)) for samples in (validation, judge)]
     bits = [min(value, 10.0) if value == value else 10.0 for value in bits]
     return {"validation": -bits[0], "judge": bits[1], "diverged": diverged(fit)}
 
 
+CELLS = tuple(cell(norm=norm) for norm in NORMS)
+
 LANGUAGE = Experiment(
     "language",
     measure,
-    tuple(cell(norm=norm) for norm in NORMS),
+    CELLS + tuple(text + HALF for text in CELLS),
     seconds=3.0,
-    seeds=9,
+    seeds=7,
     rates=RATES,
+    rate_of=lambda text: text.removesuffix(HALF),
+    rivals=(CELLS,),
 )

@@ -10,7 +10,7 @@ from normwise.layers.spec import build
 from normwise.surgery.swap import swap
 
 BATCH, MICRO = 16, 4
-DRAWS = 150  # of batch-mates
+DRAWS = 300  # of batch-mates
 GHOSTS = (8, 16, 32, 64, 128, 256)
 NORMS = ("none", "batch", "instance", "group:4", "layer")
 
@@ -75,7 +75,7 @@ MATES = Experiment(
         *(cell(norm=norm) for norm in NORMS),
         *(cell(norm=norm, ghost=size) for norm in ("batch", "instance") for size in GHOSTS),
     ),
-    seconds=0.3,
-    seeds=8,
+    seconds=0.08,
+    seeds=16,
     exact=True,
 )

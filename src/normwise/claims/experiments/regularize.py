@@ -1,40 +1,60 @@
 """The noise of small groups of batch-mates as a regularizer: the gap at the same training loss, with dropout too."""
 
+import copy
 from collections import OrderedDict
 from itertools import pairwise
 
 from torch import nn
 
 from normwise.claims.claim import Experiment, Measures, Run, cell
-from normwise.claims.experiments.training import accuracy, constant, log_loss, plain, refresh, train
+from normwise.claims.experiments.training import (
+    accuracy,
+    batch_score,
+    constant,
+    diverged,
+    log_loss,
+    plain,
+    refresh,
+    remembers,
+    train,
+    tuning,
+)
 from normwise.claims.images import Split, split
 from normwise.surgery.swap import swap
 
 IMAGES, BATCH = 512, 128
 ROUNDS, EPOCHS = 16, 3  # the losses are taken after every round of epochs
 TARGET = 0.45  # training loss at which the gap is taken
-GHOSTS = (4, 8, 16, 32, 128)
+GHOSTS = (4, 8, 32, 128)
 RATES = (0.01, 0.032, 0.1, 0.32, 1.0)
 
 
 def measure(run: Run) -> Measures:
     """`gap`: judge minus training log-loss where the training loss passes the target; `judge`: the best accuracy by
-    validation; statistics are taken afresh before each look."""
+    validation; statistics are taken afresh before each look. `half_judge`: the same in the first half of the rounds."""
     images = split(run.seed, IMAGES)
     model = network(run.settings["norm"], float(run.settings.get("dropout", 0)))
     course: list[tuple[float, float]] = []
-    best = {"validation": 0.0, "judge": 0.0}
+    found = {"validation": 0.0, "judge": 0.0, "diverged": 0.0}
+    remembered = model
     for i in range(ROUNDS):
-        train(
+        fit = train(
             model, images.train, run.rate, batch_size=BATCH, epochs=EPOCHS, seed=100 * run.seed + i, schedule=constant
         )
+        found["diverged"] = max(found["diverged"], diverged(fit) if i == 0 else float(bool(fit.reason)))
+        remembered = copy.deepcopy(model)
         course.append(look(model, images))
-        if (validation := accuracy(model, images.validation)) > best["validation"]:
-            best = {"validation": validation, "judge": accuracy(model, images.judge)}
+        if (validation := accuracy(model, images.validation)) > found["validation"]:
+            found |= {"validation": validation, "judge": accuracy(model, images.judge)}
+        if i < ROUNDS // 2:
+            found["half_judge"] = found["judge"]
         if course[-1][0] < TARGET / 1.5:
             break
+    if remembers(model) and not tuning(run.seed):
+        sides = {"remembered": accuracy(remembered, images.judge), "fresh": accuracy(model, images.judge)}
+        found |= sides | batch_score(model, images)
     gap = gap_at(course, TARGET)
-    return best | ({} if gap is None else {"gap": gap})
+    return found | ({} if gap is None else {"gap": gap})
 
 
 def network(norm: str, dropout: float) -> nn.Module:
@@ -66,6 +86,8 @@ def gap_at(course: list[tuple[float, float]], target: float) -> float | None:
     return None
 
 
+WHOLE = cell(norm="ghost:128", size=128)
+
 REGULARIZE = Experiment(
     "regularize",
     measure,
@@ -75,9 +97,8 @@ REGULARIZE = Experiment(
         *(cell(norm=norm, dropout=0.3) for norm in ("none", "ghost:128")),
     ),
     seconds=4.0,
-    seeds=12,
+    seeds=14,
     rates=RATES,
-    rate_of=lambda text: (
-        cell(norm="ghost:128", size=128) if "ghost" in text else cell(norm=text.partition(",")[0].removeprefix("norm="))
-    ),
+    rivals=((cell(norm="ghost:8", size=8), WHOLE, cell(norm="instance")),),
+    rate_of=lambda text: WHOLE if "ghost" in text else cell(norm=text.partition(",")[0].removeprefix("norm=")),
 )

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from normwise.claims.claim import Experiment, Measures, Run, cell
-from normwise.claims.experiments.training import RATES, diverged, plain, refresh, scores, train
+from normwise.claims.experiments.shift import gates
+from normwise.claims.experiments.training import RATES, diverged, fresh_scores, plain, train
 from normwise.claims.images import Split, split
 from normwise.data import Arrays
 from normwise.layers.spec import build
@@ -13,7 +14,8 @@ from normwise.surgery.swap import swap
 IMAGES, EPOCHS, BATCH = 1000, 5, 32
 HIGH, LOW = 1.0, 0.5  # contrast
 TOGETHER = 0.95  # of training images whose contrast goes with their class
-NORMS = ("batch", "instance", "group:4")
+NORMS = ("batch", "instance", "batch-instance")
+WORLDS = ("label", "along")
 
 
 def measure(run: Run) -> Measures:
@@ -21,11 +23,9 @@ def measure(run: Run) -> Measures:
     with it (`along`) in training only."""
     images = world(split(run.seed, IMAGES), run.settings["contrast"])
     norm, outputs = run.settings["norm"], 2 if run.settings["contrast"] == "label" else 10
-    first = build(norm if norm != "group:4" else "layer", 1)  # one channel makes one group
-    model = nn.Sequential(first, swap(plain(3, outputs=outputs), norm).model)
+    model = nn.Sequential(build(norm, 1), swap(plain(3, outputs=outputs), norm).model)
     fit = train(model, images.train, run.rate, batch_size=BATCH, epochs=EPOCHS, seed=run.seed)
-    refresh(model, images)
-    return scores(model, images) | {"diverged": diverged(fit)}
+    return fresh_scores(model, images, run.seed) | gates(model) | {"diverged": diverged(fit)}
 
 
 def world(images: Split, contrast: str) -> Split:
@@ -55,8 +55,9 @@ def _contrast(x: Tensor, high: Tensor) -> Tensor:
 STYLE = Experiment(
     "style",
     measure,
-    tuple(cell(norm=norm, contrast=contrast) for contrast in ("label", "along") for norm in NORMS),
+    tuple(cell(norm=norm, contrast=contrast) for contrast in WORLDS for norm in NORMS),
     seconds=0.7,
-    seeds=12,
+    seeds=7,
     rates=RATES,
+    rivals=tuple(tuple(cell(norm=norm, contrast=one) for norm in ("batch", "instance")) for one in WORLDS),
 )

@@ -1,6 +1,8 @@
 """Feed-forward stylization of a photograph held out, by norm, on original, contrast- and style-normalized images."""
 
+import copy
 import math
+import statistics
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from normwise.claims.claim import Experiment, Measures, Run, cell
+from normwise.claims.experiments.training import remembers, tuning
 from normwise.data.photos import crops, photo_names, photographs
+from normwise.experiment.evaluate import forget_statistics
 from normwise.experiment.tasks.stylize import Losses, Stylize, features, losses, stylizer
+from normwise.surgery.recalibrate import recalibrate
 from normwise.surgery.swap import swap
 
 STEPS, BATCH, CROP, LOOK = 160, 4, 40, 10
@@ -17,6 +22,7 @@ TEXTURE, OTHER = Stylize.texture, "grass" if Stylize.texture == "brick" else "bl
 NORMS = ("none", "batch", "instance")
 KINDS = ("original", "contrast", "style")
 RATES = (0.001, 0.0032, 0.01, 0.032, 0.1, 0.32)
+DIVERGED = 1.0  # times the first loss that was looked at
 SHOWN = 1  # the seed whose pictures are kept
 
 
@@ -33,17 +39,32 @@ def measure(run: Run) -> Measures:
     seen = train(model, [photos[name] for name in names if name != held_out], test, run.rate, generator)
     with torch.no_grad():
         end = losses(model.eval()(test), test, TEXTURE)
+        sides = _sides(model, test, [photos[name] for name in names if name != held_out], run.seed)
     if run.seed % 1000 == SHOWN:
         _leave(
             run.folder, model, photos[held_out], f"I1-{KINDS.index(kind)}{NORMS.index(norm)}-{norm} on {kind} images"
         )
-    found = {name: _log10(sum(part) / len(part)) for name, part in seen.items()}
+    found = {name: _log10(statistics.mean(part)) for name, part in seen.items()}
     return {
         **found,
+        **{f"half_{name}": _log10(statistics.mean(part[: len(part) // 2])) for name, part in seen.items()},
+        **sides,
+        "diverged": float(not seen["log_total"][-1] <= DIVERGED * seen["log_total"][0]),
         "log_end": _log10(float(end.style)),
         "log_content": _log10(float(end.content)),
         "validation": -found["log_total"],
     }
+
+
+def _sides(model: nn.Module, test: Tensor, photos: list[Tensor], seed: int) -> Measures:
+    """log10 of the style loss at the end by statistics: those remembered, fresh ones, those of the test crops."""
+    if not remembers(model) or tuning(seed):
+        return {}
+    found = {"remembered": model.eval(), "batch_statistics": forget_statistics(model)}
+    found["fresh"] = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    recalibrate(found["fresh"], [crops(photos, 16, CROP, generator) for _ in range(8)])
+    return {name: _log10(float(losses(one(test), test, TEXTURE).style)) for name, one in found.items()}
 
 
 def held_out_photo(seed: int) -> str:
@@ -150,4 +171,5 @@ STYLIZATION = Experiment(
     most=max(1, len(photo_names()) - 2),
     rates=RATES,
     rate_of=lambda text: cell(norm=text.partition(",")[0].removeprefix("norm="), images="original"),
+    rivals=(tuple(cell(norm=norm, images="original") for norm in ("batch", "instance")),),
 )

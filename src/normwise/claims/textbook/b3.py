@@ -58,7 +58,7 @@ B3 = Claim(
         "scale of the initial weights",
         "accuracy",
         "Norms train over a wider range of scales; too large weights only learn slower.",
-        only={"rates": None},
+        only={"rates": None, "length": None},
         log_x=True,
     ),
     published=(
@@ -73,5 +73,6 @@ B3 = Claim(
             "secondary",
         ),
     ),
+    pilot="the network, the range of scales and the 5 points that bound a plateau (2 were thought of first)",
     limits="One network and SGD: with Adam the plateaus are wider for all.",
 )

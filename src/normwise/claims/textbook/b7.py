@@ -1,7 +1,8 @@
 """B7: batch normalization under another distribution, and with the test batch's own statistics."""
 
-from normwise.claims.claim import Chart, Claim, Part, Published, cell, gap
-from normwise.claims.experiments.shift import EPOCHS, SEVERITY, SIZES
+from normwise.claims.claim import Chart, Claim, Part, Published, Table, cell, gap
+from normwise.claims.experiments.shift import EPOCHS, SEVERITY, SIZES, STREAM
+from normwise.data.corrupt import CORRUPTIONS
 
 BATCH, GROUP = cell(norm="batch"), cell(norm="group:8")
 
@@ -57,6 +58,18 @@ B7 = Claim(
         only={"length": None, "norm": "batch"},
         columns={str(size): f"adapted_{size}" for size in SIZES},
         log_x=True,
+    ),
+    tables=(
+        Table(
+            "Accuracy by corruption",
+            "shift",
+            {
+                "batch norm, remembered statistics": {kind: (BATCH, kind) for kind in CORRUPTIONS},
+                f"of {STREAM} test images, independent": {kind: (BATCH, f"mixed_{kind}") for kind in CORRUPTIONS},
+                f"of {STREAM} test images, sorted by class": {kind: (BATCH, f"sorted_{kind}") for kind in CORRUPTIONS},
+                "group norm": {kind: (GROUP, kind) for kind in CORRUPTIONS},
+            },
+        ),
     ),
     published=(
         Published(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from normwise.claims.claim import Chart, Claim, Part, Published, Seed, cell, gap
+from normwise.claims.claim import Chart, Claim, Part, Published, Seed, Table, cell, gap
 from normwise.claims.textbook.b7 import B7
 
 BATCH, INSTANCE, BLEND, EARLY, LATE = (
@@ -78,6 +78,25 @@ H1 = Claim(
         "Trained on clean images. early and late: instance norm in two of four places, batch norm in the others.",
         only={"length": None},
     ),
+    tables=tuple(
+        Table(f"Mean gate of batch-instance norm, by place, {title}: 1 is batch norm, 0 instance norm", name, rows)
+        for title, name, rows in (
+            (
+                "trained on clean images",
+                "shift",
+                {"clean images": {f"norm {i}": (BLEND, f"gate_{i}") for i in range(1, 5)}},
+            ),
+            (
+                "in the made-up worlds of I3",
+                "style",
+                {
+                    says: {f"norm {i}": (f"{BLEND},contrast={one}", f"gate_{i}") for i in range(1, 5)}
+                    for says, one in (("contrast is the class", "label"), ("contrast misleads", "along"))
+                },
+            ),
+        )
+    ),
+    pilot="the networks, the training length, the grid of rates and which parents the parts compare",
     published=(
         Published(
             "a little instance norm in front: ResNet-50 24.27 to 22.54 % error",

@@ -82,5 +82,6 @@ I1 = Claim(
             "abstract",
         ),
     ),
+    pilot="the weight of the content loss, the number of steps, the size of crops and the grid of rates",
     limits="A small network and a short training; the network behind the loss is named beside the pictures.",
 )

@@ -27,7 +27,6 @@ I3 = Claim(
             delta=0.005,
             refuted_by="instance norm is as accurate",
             unit="points",
-            half=gap(f"{INSTANCE},length=half", f"{BATCH},length=half", "judge"),
         ),
         Part(
             "contrast and light",

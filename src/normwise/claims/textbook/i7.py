@@ -1,8 +1,8 @@
 """I7: instance normalization regularizes less."""
 
 from normwise.claims.claim import Chart, Claim, Part, cell, gap
-from normwise.claims.experiments.regularize import TARGET
-from normwise.claims.textbook.b2 import B2, WHOLE
+from normwise.claims.experiments.regularize import TARGET, WHOLE
+from normwise.claims.textbook.b2 import B2
 
 I7 = Claim(
     id="I7",
@@ -50,5 +50,6 @@ I7 = Claim(
         "The gap between judge and training loss at the same training loss; ghost: batch norm over so many images.",
     ),
     published=B2.published[:1],
+    pilot=B2.pilot,
     limits="The mechanism is certain; what it is worth in accuracy is small and takes many seeds to see.",
 )

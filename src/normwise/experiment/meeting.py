@@ -1,0 +1,62 @@
+"""Where the processes of a trial meet: a TCPStore that listens on this machine's loopback address alone."""
+
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import psutil
+
+HOST = "127.0.0.1"
+FAILURE = "failure"
+SECONDS_TO_ANSWER = 30.0
+
+
+class Meeting:
+    """Keeps the store, so that any of the processes may go; `environment` is what each of them needs.
+
+    >>> meeting = Meeting(2)
+    >>> meeting.environment(1)["RANK"], meeting.environment(1)["WORLD_SIZE"], meeting.failure()
+    ('1', '2', '')
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        listener = socket.create_server((HOST, 0))
+        self._port = listener.getsockname()[1]
+        self._store = _store(self._port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+    def environment(self, rank: int) -> dict[str, str]:
+        """What torchrun would set for a process, and the network interface that no other machine sees."""
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.processes, "LOCAL_WORLD_SIZE": self.processes}
+        place = {"MASTER_ADDR": HOST, "MASTER_PORT": str(self._port)}
+        here = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
+        return {name: str(number) for name, number in numbers.items()} | place | here
+
+    def failure(self) -> str:
+        """Why the first process that told so has failed."""
+        return self._store.get(FAILURE).decode() if self._store.check([FAILURE]) else ""
+
+
+def reach() -> Any:
+    """The store, from one of the processes."""
+    return _store(int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=SECONDS_TO_ANSWER))
+
+
+def tell_failure(reason: str) -> None:
+    """Says why this process failed, if it is the first."""
+    reach().compare_set(FAILURE, "", reason)
+
+
+def _store(port: int, **options: Any) -> Any:
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+    return TCPStore(HOST, port, **options)
+
+
+def _loopback() -> str:
+    return next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(address.address == HOST for address in addresses)
+    )
