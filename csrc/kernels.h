@@ -161,6 +161,7 @@ template <class T, template <class> class F, bool has_extra>
 void plane_scale_shift(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   const F<A> act(job.act);
+  const int64_t ahead = job.ahead;
   for (int64_t c = t.c0; c < t.c1; ++c) {
     const int64_t i = t.n * job.table.row + c;
     const Vec<A> center = splat(job.table.center[i]), scale = splat(job.table.scale[i]);
@@ -170,6 +171,7 @@ void plane_scale_shift(const Job<T>& job, const Tile& t) {
     T* out = job.out.at(t.n, c, t.s0);
     const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
+      if (ahead) prefetch(x + s + ahead);
       Vec<A> p = (load(x + s, lanes) - center) * scale + shift;
       if constexpr (has_extra) p += load(extra + s, lanes);
       put(out + s, act(p), lanes);
@@ -218,6 +220,7 @@ template <class T, template <class> class F, bool has_extra>
 void plane_apply_grad(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   const Gate<A, F, has_extra> gate{F<A>(job.act)};
+  const int64_t ahead = job.ahead;
   for (int64_t c = t.c0; c < t.c1; ++c) {
     const int64_t i = t.n * job.table.row + c;
     const Vec<A> center = splat(job.table.center[i]), scale = splat(job.table.scale[i]);
@@ -229,6 +232,7 @@ void plane_apply_grad(const Job<T>& job, const Tile& t) {
     T* out = job.out.at(t.n, c, t.s0);
     const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
+      if (ahead) prefetch(x + s + ahead), prefetch(g + s + ahead);
       const Vec<A> d = load(x + s, lanes) - center;
       const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
       const Vec<A> v = gate(load(g + s, lanes), d, scale, shift, e);
