@@ -42,16 +42,19 @@ def eager(norm: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) 
     return y if norm == "batch" else F.relu(y + residual)
 
 
-def public(norm: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    """What a user of normwise writes."""
+def public() -> Callable[..., Tensor]:
+    """What a user of normwise writes, imported once: an import in every call would be timed with it."""
     from normwise import functional
 
-    if norm == "instance":
-        return functional.instance_norm(x, None, None, weight, bias)
-    if norm == "group":
-        return functional.group_norm(x, 8, weight, bias)
-    y = functional.batch_norm(x, None, None, weight, bias, training=True)
-    return y if norm == "batch" else F.relu(y + residual)
+    def run(norm: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        if norm == "instance":
+            return functional.instance_norm(x, None, None, weight, bias)
+        if norm == "group":
+            return functional.group_norm(x, 8, weight, bias)
+        y = functional.batch_norm(x, None, None, weight, bias, training=True)
+        return y if norm == "batch" else F.relu(y + residual)
+
+    return run
 
 
 def forward_and_backward(peer: str, norm: str, args: tuple[Tensor, ...], g: Tensor) -> tuple[Callable, Callable]:
@@ -62,7 +65,11 @@ def forward_and_backward(peer: str, norm: str, args: tuple[Tensor, ...], g: Tens
         from normwise import plain
 
         plain._suits_pytorch = lambda x, groups: False
-    run = {"compile": torch.compile(eager, dynamic=False), "public": public, "forced": public}.get(peer, eager)
+    if peer == "compile":
+        torch.compiler.reset()  # after eight graphs of one function it would go on in eager mode
+        run = torch.compile(eager, dynamic=False)
+    else:
+        run = public() if peer in ("public", "forced") else eager
     leaves = [t.clone().requires_grad_() for t in args]
 
     def forward() -> Tensor:

@@ -47,6 +47,7 @@ template <class T> struct Job {
   Activation act;
   const Acc<T>* floor = nullptr;  // one per channel
   bool stream = false;  // bypass the cache when storing
+  int64_t ahead = 0;    // how far behind a value just read lies the one to fetch early; 0: none
 };
 
 // The kernels of one dtype and layout on one target; tables are indexed by activation and "has extra".

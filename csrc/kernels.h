@@ -182,6 +182,7 @@ template <class T> void plane_moments(const Job<T>& job, const Tile& t, double* 
 template <class T, template <class> class F, bool has_extra>
 void plane_scale_shift(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
+  const int64_t ahead = job.ahead;
   for (int64_t c = t.c0; c < t.c1; ++c) {
     const int64_t i = t.n * job.table.row + c;
     const F<A> act = of_plane(F<A>(job.act), job.floor, c);
@@ -192,6 +193,7 @@ void plane_scale_shift(const Job<T>& job, const Tile& t) {
     T* out = job.out.at(t.n, c, t.s0);
     const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
+      if (ahead) prefetch(x + s + ahead);
       Vec<A> p = (load(x + s, lanes) - center) * scale + shift;
       if constexpr (has_extra) p += load(extra + s, lanes);
       put(out + s, act(p), lanes);
@@ -244,6 +246,7 @@ void plane_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* p
 template <class T, template <class> class F, bool has_extra>
 void plane_apply_grad(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
+  const int64_t ahead = job.ahead;
   for (int64_t c = t.c0; c < t.c1; ++c) {
     const int64_t i = t.n * job.table.row + c;
     const Gate<A, F, has_extra> gate{of_plane(F<A>(job.act), job.floor, c)};
@@ -256,6 +259,7 @@ void plane_apply_grad(const Job<T>& job, const Tile& t) {
     T* out = job.out.at(t.n, c, t.s0);
     const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
+      if (ahead) prefetch(x + s + ahead), prefetch(g + s + ahead);
       const Vec<A> d = load(x + s, lanes) - center;
       const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
       const Vec<A> v = gate(load(g + s, lanes), d, scale, shift, e);

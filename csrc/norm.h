@@ -19,7 +19,7 @@ template <class T> class Norm {
 
  public:
   Norm(Job<T>& job, const Shape& shape, const Pool& pool, const Affine<A>& affine)
-      : shape(shape), pool(pool), affine(affine), unit(pool.channels(shape)),
+      : job(job), shape(shape), pool(pool), affine(affine), unit(pool.channels(shape)),
         merged(!pool.batch && (unit == 1 || (!shape.rows && job.x.by.c == shape.s))), whole(job, shape),
         groups(job), grouped(groups, merged ? Shape{shape.n, pool.groups, unit * shape.s, shape.rows} : shape),
         coefficients(numbers<A>(5 * (pool.batch ? 1 : shape.n) * shape.c)),
@@ -41,7 +41,7 @@ template <class T> class Norm {
   void forward(A* mean, A* var) {
     if (merged) center_of = first, deviations_of = second;
     by_regions(
-        whole, pool, 2,
+        job, whole, pool, 2,
         [&](const Region& r) {
           grouped.moments(merged ? Region{r.n0, r.n1, r.c0 / unit, r.c1 / unit} : r, first, second);
           set_forward(r, mean, var);
@@ -63,7 +63,7 @@ template <class T> class Norm {
   // Gradients of input, weight and bias; `fixed`: the moments did not depend on the input.
   void backward(const A* mean, const A* var, bool fixed, bool input, A* weight_grad, A* bias_grad) {
     by_regions(
-        whole, pool, 3,
+        job, whole, pool, 3,
         [&](const Region& r) {
           set_given(r, mean, var);
           whole.reduce_grad(r, first, second);
@@ -191,6 +191,7 @@ template <class T> class Norm {
     std::copy_n(weight, shape.c, weight_grad);
   }
 
+  Job<T>& job;
   const Shape shape;
   const Pool pool;
   const Affine<A> affine;

@@ -13,6 +13,7 @@ namespace normwise {
 constexpr int64_t kGrain = 32768;      // values below which a second thread does not pay
 constexpr int64_t kPast = 16 << 20;       // bytes of output from which it would only drive the input from the cache
 constexpr int64_t kNear = 32 << 10;       // bytes of planes normalized one after the other
+constexpr int64_t kAhead = 128 << 10;     // bytes of the next planes, fetched while the last are written
 constexpr int64_t kFar = 2 << 20;         // the same across instances, where short runs cost more than cache misses
 
 struct Shape { int64_t n, c, s; bool rows; };
@@ -40,6 +41,11 @@ inline Moments pooled(const double* mean, const double* deviations, int64_t coun
   return all;
 }
 
+// Says whether so many equal pieces keep all threads busy to the end, or nearly so.
+inline bool balanced(int64_t pieces, int64_t threads) {
+  return (pieces + threads - 1) / threads * threads * 4 <= pieces * 5;
+}
+
 // The four kernels over whole tensors.
 template <class T> class Whole {
  public:
@@ -47,8 +53,10 @@ template <class T> class Whole {
       : job(job), shape(shape), kernels(shape.rows ? normwise::kernels<T>().rows : normwise::kernels<T>().planes),
         act(int(job.act.kind)), extra(job.extra.data != nullptr) {
     const int64_t threads = torch::stable::get_num_threads();
-    const bool split = shape.rows && shape.n % threads && shape.s >= threads && values() > 2 * kGrain;
-    parts = split ? threads : 1;
+    const bool even = shape.rows ? shape.n % threads == 0 : balanced(shape.n * shape.c, threads);
+    parts = !even && shape.s >= threads && values() > 2 * kGrain ? threads : 1;
+    length = (shape.s + parts - 1) / parts;
+    if (parts > 1 && !shape.rows) length = (length + 63) / 64 * 64;  // whole cache lines
   }
 
   int64_t values() const { return shape.n * shape.c * shape.s; }
@@ -103,23 +111,27 @@ template <class T> class Whole {
 
   // Each tile once, in parallel, with its place in a table of N * parts rows.
   template <class F> void each(F f) const {
-    const int64_t c = shape.c, s = shape.s;
+    const int64_t c = shape.c;
     if (shape.rows) {
-      const int64_t length = (s + parts - 1) / parts, size = std::max<int64_t>(1, c * length);
+      const int64_t size = std::max<int64_t>(1, c * length);
       torch::stable::parallel_for(0, shape.n * parts, std::max<int64_t>(1, kGrain / size), [&](int64_t i, int64_t end) {
-        for (; i < end; ++i) {
-          const int64_t begin = std::min(s, i % parts * length);
-          f(Tile{i / parts, 0, c, begin, std::min(s, begin + length)}, i * c);
-        }
+        for (; i < end; ++i) f(tile(i, 0, c), i * c);
       });
     } else {
-      torch::stable::parallel_for(0, shape.n * c, std::max<int64_t>(1, kGrain / s), [&](int64_t i, int64_t end) {
+      const int64_t count = shape.n * parts * c, grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, length));
+      torch::stable::parallel_for(0, count, grain, [&](int64_t i, int64_t end) {
         for (int64_t next; i < end; i = next) {
           next = std::min(end, (i / c + 1) * c);
-          f(Tile{i / c, i % c, i % c + next - i, 0, s}, i);
+          f(tile(i / c, i % c, i % c + next - i), i);
         }
       });
     }
+  }
+
+  // Row i of the table: one part of an instance's positions.
+  Tile tile(int64_t i, int64_t c0, int64_t c1) const {
+    const int64_t begin = std::min(shape.s, i % parts * length);
+    return {i / parts, c0, c1, begin, std::min(shape.s, begin + length)};
   }
 
   void apply(Apply kernel) const {
@@ -143,7 +155,6 @@ template <class T> class Whole {
   }
 
   void fold_moments(const double* m, const double* d, double* mean, double* deviations) const {
-    const int64_t length = (shape.s + parts - 1) / parts;
     for (int64_t n = 0; n < shape.n; ++n) {
       for (int64_t c = 0; c < shape.c; ++c) {
         Moments all{0, 0};
@@ -174,20 +185,20 @@ template <class T> class Whole {
   const Kernels<T>& kernels;
   const int act;
   const bool extra;
-  int64_t parts;
+  int64_t parts, length;  // an instance's positions are shared out in parts of this length
 };
 
 // Calls f(region) in parallel if there are enough regions that fit the cache, else all() once.
 template <class T, class F, class G>
-void by_regions(const Whole<T>& whole, const Pool& pool, int64_t streams, F f, G all) {
+void by_regions(Job<T>& job, const Whole<T>& whole, const Pool& pool, int64_t streams, F f, G all) {
   const Shape& shape = whole.shape;
   const int64_t instances = pool.batch ? shape.n : 1, unit = pool.channels(shape);
   const int64_t bytes = std::max<int64_t>(1, streams * instances * unit * shape.s * int64_t(sizeof(T)));
   const int64_t width = shape.rows ? shape.c : unit * std::max<int64_t>(1, (pool.batch ? kFar : kNear) / bytes);
   const int64_t across = (shape.c + width - 1) / width, count = shape.n / instances * across;
-  const int64_t threads = torch::stable::get_num_threads(), turns = (count + threads - 1) / threads;
-  const bool balanced = turns * threads * 4 <= count * 5;
-  if (!balanced && whole.values() > 2 * kGrain) return all();
+  if (!balanced(count, torch::stable::get_num_threads()) && whole.values() > 2 * kGrain) return all();
+  const bool fits = !shape.rows && instances * width * shape.s * int64_t(sizeof(T)) <= kAhead;
+  job.ahead = fits ? width * shape.s : 0;
   const int64_t values = std::max<int64_t>(1, whole.values() / count);
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / values), [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {

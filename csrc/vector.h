@@ -148,6 +148,9 @@ template <class T> inline void store(T* p, VecFor<T> v, int n) {
 #endif
 }
 
+// Fetches what is read soon into the cache. Any address will do.
+template <class T> inline void prefetch(const T* p) { __builtin_prefetch(p, 0, 2); }
+
 // Stores whole vectors past the cache: what is written is not needed soon, and need not be read first. Only where
 // all addresses are multiples of the vector's size.
 template <class T> struct Out {

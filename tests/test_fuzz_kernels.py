@@ -131,6 +131,7 @@ def test_narrower_vectors_compute_the_same(width):
 
 
 CASES = [((3, 40, 31, 33), 0), ((1, 2, 400, 401), 2), ((4, 64, 20, 20), 8), ((2, 3, 200, 200), 3), ((2, 512, 7, 7), 0)]
+CASES += [((1, 1, 300, 301), 1), ((1, 3, 300, 301), 0), ((1, 6, 203, 201), 2)]  # planes are cut
 
 
 def both_ways(shape: tuple[int, ...], groups: int, last: bool) -> list[Tensor]:
