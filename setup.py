@@ -14,6 +14,7 @@ FLAGS = [
     "-fvisibility=hidden",
     "-DTORCH_TARGET_VERSION=0x020d000000000000",
 ]
+TARGETS = ("bfloat16", "avx512", "avx2", "plain")
 
 
 class BuildKernels(build_ext):
@@ -34,7 +35,7 @@ class BuildKernels(build_ext):
 
 kernels = Extension(
     "normwise._C",
-    sources=[f"csrc/{name}.cpp" for name in ("ops", "lstm", "target_avx512", "target_avx2", "target_plain")],
+    sources=[f"csrc/{name}.cpp" for name in ("ops", "lstm", *(f"target_{t}" for t in TARGETS))],
     depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
     libraries=["torch_cpu"],
     extra_compile_args=FLAGS,

@@ -34,7 +34,14 @@ inline void multiply(const A* a, int64_t rows, int64_t depth, const A* b, int64_
 // --- one step of one sequence ---
 
 template <class A> inline Vec<A> sigmoid(Vec<A> x) { return A(1) / (A(1) + exp(-x)); }
-template <class A> inline Vec<A> tanh(Vec<A> x) { return A(2) / (A(1) + exp(A(-2) * x)) - A(1); }
+
+// Near 0 the exponential would lose the digits of x; there x + x^3 p(x^2) / q(x^2), after S. Moshier's Cephes.
+template <class A> inline Vec<A> tanh(Vec<A> x) {
+  const Vec<A> z = x * x, far = A(2) / (A(1) + exp(A(-2) * x)) - A(1);
+  const Vec<A> p = (A(-0.964399179425052238628) * z - A(99.2877231001918586564)) * z - A(1614.68768441708447952);
+  const Vec<A> q = ((z + A(112.811678491632931402)) * z + A(2235.48839060100448583)) * z + A(4844.06305325125486048);
+  return z < A(0.390625) ? x + x * z * (p / q) : far;
+}
 
 template <class A> struct Spread { A mean, rstd; };
 

@@ -219,7 +219,7 @@ void narrow_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* 
     in_blocks<A, F<A>::kBundle>(t.c1 - t.c0, [&](int64_t c, auto vectors, auto lanes) {
       const int64_t columns = std::min<int64_t>(vectors * kWidth<A>, t.c1 - t.c0 - c);
       column_grads<vectors, T, F, has_extra>(job, t.n, t.c0 + c, s, rows, lanes, columns, sums + c, products + c,
-                                            floored + c);
+                                            floored ? floored + c : floored);
     });
   });
 }

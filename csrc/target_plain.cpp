@@ -14,14 +14,18 @@ namespace plain {
 }  // namespace plain
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+namespace bfloat16 { template <class T> Layouts<T> list(); }
 namespace avx512 { template <class T> Layouts<T> list(); }
 namespace avx2 { template <class T> Layouts<T> list(); }
 
-// NORMWISE_VECTOR_BYTES=32 or 16 keeps to narrower vectors: so the tests see every target.
+// NORMWISE_VECTOR_BYTES=32 or 16 keeps to narrower vectors, 64 to x86-64-v4: so the tests see every target.
 template <class T> Layouts<T> choose() {
   const char* limit = std::getenv("NORMWISE_VECTOR_BYTES");
   const int bytes = limit ? std::atoi(limit) : 64;
-  if (bytes >= 64 && __builtin_cpu_supports("x86-64-v4")) return avx512::list<T>();
+  const bool wide = bytes >= 64 && __builtin_cpu_supports("x86-64-v4");
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (wide && !limit && __builtin_cpu_supports("avx512bf16")) return bfloat16::list<T>();
+  if (wide) return avx512::list<T>();
   if (bytes >= 32 && __builtin_cpu_supports("x86-64-v3")) return avx2::list<T>();
   return plain::list<T>();
 }

@@ -68,7 +68,13 @@ inline Half to_half(float f) {
 
 template <class T> inline VecFor<T> convert(const Raw<T>& raw) {
   if constexpr (std::is_same_v<T, BFloat16>) {
+#if VECTOR_BYTES == 64  // GCC 12 would widen one half after the other
+    return bits<Vec<float>>(bits<Vec<uint32_t>>(_mm512_maskz_cvtepu16_epi32(0xFFFF, bits<__m256i>(raw))) << 16);
+#elif VECTOR_BYTES == 32
+    return bits<Vec<float>>(bits<Vec<uint32_t>>(_mm256_cvtepu16_epi32(bits<__m128i>(raw))) << 16);
+#else
     return bits<Vec<float>>(__builtin_convertvector(raw, Vec<uint32_t>) << 16);
+#endif
   } else if constexpr (std::is_same_v<T, Half>) {
 #if VECTOR_BYTES == 64
     return bits<Vec<float>>(_mm512_maskz_cvtph_ps(0xFFFF, bits<__m256i>(raw)));
@@ -85,12 +91,28 @@ template <class T> inline VecFor<T> convert(const Raw<T>& raw) {
 }
 
 // Rounds to nearest even; a NaN stays one.
-inline Raw<BFloat16> to_bfloat16(Vec<float> v) {
+inline Raw<BFloat16> round_to_bfloat16(Vec<float> v) {
   const auto w = bits<Vec<uint32_t>>(v);
   const auto rounded = (w + 0x7FFFu + ((w >> 16) & 1u)) >> 16;
   const auto nan = (w >> 16) | 0x40u;
+#if VECTOR_BYTES == 64
+  return bits<Raw<BFloat16>>(_mm512_maskz_cvtepi32_epi16(0xFFFF, bits<__m512i>(v == v ? rounded : nan)));
+#else
   return __builtin_convertvector(v == v ? rounded : nan, Raw<BFloat16>);
+#endif
 }
+
+#ifdef VECTOR_BFLOAT16
+// By the instruction of the processor, which takes denormals for zero: those are rounded as elsewhere.
+inline Raw<BFloat16> to_bfloat16(Vec<float> v) {
+  constexpr int kDenormal = 0x20;
+  const __m512 wide = bits<__m512>(v);
+  if (__builtin_expect(_mm512_fpclass_ps_mask(wide, kDenormal) != 0, 0)) return round_to_bfloat16(v);
+  return bits<Raw<BFloat16>>(_mm512_cvtneps_pbh(wide));
+}
+#else
+inline Raw<BFloat16> to_bfloat16(Vec<float> v) { return round_to_bfloat16(v); }
+#endif
 
 template <class T> inline Raw<T> to_stored(VecFor<T> v) {
   if constexpr (std::is_same_v<T, BFloat16>) {

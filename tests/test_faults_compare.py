@@ -124,7 +124,7 @@ def test_workers_killed_in_their_trials_change_nothing(
 def test_trials_that_fail_by_themselves_fail_alone_and_the_run_completes(
     undisturbed: tuple[Path, dict[str, Any]], folder: Path, orders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "LONGEST_TRIAL", 6.0)
+    monkeypatch.setattr(engines, "LONGEST_TRIAL", 12.0)
     monkeypatch.setattr(engines, "MEMORY_SHARE", 2 * 900 * 2**20 / psutil.virtual_memory().total)
     faults = {3: "hang", 4: "eat", 5: "nan"}
     for seed, what in faults.items():
@@ -133,7 +133,7 @@ def test_trials_that_fail_by_themselves_fail_alone_and_the_run_completes(
     assert content["config"]["finished"]
     race = [row for row in content["results"] if row["arm"] == "none" and row["stage"] == "race"]
     told = {row["seed"]: (row["status"], row["reason"]) for row in race if row["seed"] in faults}
-    assert told[3] == ("failed", "over the limit of 6 seconds per trial (2 attempts)")
+    assert told[3] == ("failed", "over the limit of 12 seconds per trial (2 attempts)")
     assert told[4] == ("failed", "over the limit of 900 MiB of memory per trial (2 attempts)")
     assert told[5][0] == "diverged"
     assert told[5][1].startswith("training loss nan at step 1 of ")

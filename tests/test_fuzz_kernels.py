@@ -121,10 +121,27 @@ def test_nothing_behind_the_input_is_read(dtype):
             assert y.isfinite().all()
 
 
-@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("last", [False, True])
+def test_bfloat16_is_rounded_as_pytorch_rounds_it(last):
+    # 0 * 1 + shift: any float32 number reaches the store; also what lies halfway, is denormal, infinite or no number
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(-(2**31), 2**31, (3000,), generator=generator).to(torch.int32)
+    halfway = words & ~0xFFFF | 0x8000
+    denormals = [word & ~0x7F800000 for word in (words, halfway)]
+    shift = torch.cat([words, halfway, *denormals, words | 0x7F800000]).view(torch.float32)
+    shift = torch.cat([shift, torch.tensor([0.0, torch.inf, -torch.inf, torch.nan, 3.4e38])])
+    x = torch.zeros(1, 37, len(shift)).bfloat16().transpose(1, 2)
+    got = kernels.scale_shift(x if last else x.contiguous(), torch.ones(len(shift)), shift).contiguous()
+    want = shift.bfloat16()[None, :, None].expand(x.shape).contiguous()
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.view(torch.int16)[~want.isnan()], want.view(torch.int16)[~want.isnan()])
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
 def test_narrower_vectors_compute_the_same(width):
-    # the width is chosen once a process; the environment narrows it
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "naive or behind"]
+    # the width is chosen once a process; the environment narrows it (64: and does without AVX512-BF16)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "naive or behind or rounded"]
     environment = os.environ | {"NORMWISE_VECTOR_BYTES": str(width)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -90,6 +90,17 @@ def test_layout_autocast_and_the_norm_within() -> None:
     assert len(list(layer.parameters())) == 6
 
 
+@pytest.mark.parametrize("of", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_labels_of_any_type_and_the_output_has_that_of_x(of: torch.dtype, given: torch.dtype) -> None:
+    layer, x, labels = made()
+    wanted = layer(x, labels)
+    for kind in (torch.float32, torch.bfloat16):
+        y = layer.to(of)(x.to(given), labels.to(kind))
+        assert y.dtype == given
+        torch.testing.assert_close(y.double(), wanted, rtol=0.1, atol=0.15)
+
+
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [

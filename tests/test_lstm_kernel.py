@@ -62,6 +62,17 @@ def test_it_is_the_loop(dtype, sizes, threads, monkeypatch):
     agree(native[1], everything(layer, x, lengths), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_small_outputs_keep_their_digits(scale: float) -> None:
+    layer, x = made(5, 64), torch.randn(20, 4, 5)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if "_c_" in name:
+                parameter.mul_(scale)
+        got, want = layer(x)[0], layer.double()(x.double())[0]
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
 @pytest.mark.parametrize("width", [16, 32])
 def test_narrower_vectors_compute_the_same(width):
     # the width is chosen once a process; the environment narrows it
@@ -115,6 +126,15 @@ def test_a_checkpoint_gives_the_same_gradient():
             run(leaf).square().sum().backward()
             found.append([leaf.grad, *(p.grad for p in layer.parameters())])
         torch.testing.assert_close(*found)
+
+
+def test_many_gradients_at_once():
+    layer, x = made(5, 6, torch.float64), torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    wanted, y = (x, *layer.parameters()), layer(x)[0]
+    many = torch.randn(3, *y.shape, dtype=y.dtype)
+    found = torch.autograd.grad(y, wanted, many, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, wanted, one, retain_graph=True) for one in many]
+    torch.testing.assert_close(found, tuple(torch.stack(t) for t in zip(*each, strict=True)))
 
 
 def arguments(dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -86,6 +86,23 @@ class Stacking:
         return (Result(trial, measures={"together": float(len(trials))}) for trial in trials)
 
 
+class Returning(Stacking):
+    """Its first attempt is killed, after it has left something to go on from."""
+
+    def resume_stack(self, trials: list[Trial], path: Path) -> Iterator[Result]:
+        if not path.exists():
+            path.write_text("half of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (Result(trial, measures={"together": float(len(trials))}) for trial in trials)
+
+
+def test_a_killed_stack_goes_on_from_its_checkpoint(cluster: Any, tmp_path: Path) -> None:
+    with engine(Returning(), tmp_path, workers=1) as on_ray:
+        on_ray.submit(*TRIALS[:3])
+        results = list(iter(on_ray.next, None))
+    assert [(result.status, result.measures) for result in results] == [("ok", {"together": 3.0})] * 3
+
+
 def dies_at_three(trial: Trial) -> Result:
     if trial.seed == 3:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -106,9 +123,9 @@ def sleeps_long(trial: Trial) -> Result:
 
 
 def test_a_trial_over_its_time_fails_with_the_reason(cluster: Any, tmp_path: Path) -> None:
-    with engine(sleeps_long, tmp_path, seconds_per_trial=1.0) as on_ray:
+    with engine(sleeps_long, tmp_path, seconds_per_trial=4.0) as on_ray:
         results = {result.trial.seed: result for result in run(on_ray, TRIALS[:2])}
-    assert results[0].reason == "over the limit of 1 seconds per trial (2 attempts)"
+    assert results[0].reason == "over the limit of 4 seconds per trial (2 attempts)"
     assert not results[1].failed
 
 
@@ -126,7 +143,7 @@ def test_a_trial_on_several_processes_waits_for_a_machine_that_has_room(
         result = on_ray.next(timeout=60)
         cluster.remove_node(larger)
     assert result == Result(TRIALS[0], measures={"RANK": 0.0, "WORLD_SIZE": 2.0})
-    said = "a trial needs a machine with 2 CPUs, the largest of the Ray cluster has 1; waiting for one"
+    said = "a trial needs a machine with 2 CPU, and the Ray cluster has none; waiting for one"
     assert said in capsys.readouterr().err
 
 

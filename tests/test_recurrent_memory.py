@@ -104,5 +104,7 @@ class TestRecalibrate:
         assert model.norm.num_batches_tracked == model.rnn.memory_l0.num_batches_tracked[0] == 1
         with pytest.raises(UsageError, match=r"layer '0.memory_l0' receives values that are not finite"):
             nw.recalibrate(nn.Sequential(model.rnn), [batch() / 0])
+        still = nw.recalibrate(nn.Sequential(made("LSTM", "batch", momentum=0.0)), [batch()])
+        assert [each.note for each in still.left] == ["frozen: its momentum is 0"]
         model.eval().rnn.frozen = True
         assert [(each.path, each.note) for each in nw.recalibrate(model, whole).left] == [("rnn.memory_l0", "frozen")]

@@ -23,7 +23,7 @@ def in_processes(folder: Path, job: str, sizes: list[int], masked: bool = False)
         for rank in range(len(sizes))
     ]
     started = [subprocess.Popen(each, stderr=subprocess.PIPE, text=True) for each in commands]
-    errors = [process.communicate(timeout=60)[1] for process in started]
+    errors = [process.communicate(timeout=150)[1] for process in started]
     assert [process.returncode for process in started] == [0] * len(sizes), "\n".join(errors)[-2000:]
     return [torch.load(folder / f"{rank}.pt") for rank in range(len(sizes))]
 

@@ -72,6 +72,8 @@ def normalize(
     >>> bool(torch.allclose(y, torch.nn.functional.instance_norm(x), atol=1e-5))
     True
     """
+    if floor is not None and (tail.residual is not None or tail.act != kernels.NONE):
+        raise ValueError("normalize: a floor stands in place of a tail, got both; apply the tail to the result.")
     known = all(t is None or type(t) in _TYPES for t in (x, floor, *tensors)) and not tracing()
     native = known and mask is None and understood(x) and all(t is None or t.is_cpu for t in (floor, *tensors))
     if known and torch.is_grad_enabled():

@@ -100,7 +100,7 @@ def _claim(claim: Claim, parts: list[Json], gathered: Mapping[str, Gathered], co
         "pilot": claim.pilot,
         "published": [{**one._asdict(), "sure": SURE[one.sure]} for one in claim.published],
         "figure": _figure(claim.chart, gathered.get(claim.chart.experiment)),
-        "tables": [_table(one, gathered.get(one.experiment)) for one in claim.tables] + _statistics(known),
+        "tables": [_table(one, gathered.get(one.experiment)) for one in claim.tables] + _statistics(claim, known),
         "rates": {cell: rate for found in known for cell, rate in found.rates.items()},
         "shared_rates": {cell: rate for found in known for cell, rate in found.shared.items()},
         "rates_at_an_edge": [cell for found in known for cell in found.edges],
@@ -114,17 +114,18 @@ def _diverged(known: Sequence[Gathered]) -> dict[str, str]:
     """By cell how many of its runs diverged, of how many; on tuning seeds they only decide which rate is taken."""
     seen: dict[str, list[float]] = {}
     for found in known:
-        for seed in found.seeds.values():
-            for cell, measures in seed.items():
-                seen.setdefault(cell, []).append(measures.get("diverged", 0.0))
+        for says, seeds in (("", found.seeds), (" at one rate for all", found.at_one_rate)):
+            for seed in seeds.values():
+                for cell, measures in seed.items():
+                    seen.setdefault(f"{cell}{says}", []).append(measures.get("diverged", 0.0))
     return {cell: f"{round(sum(marks))} of {len(marks)}" for cell, marks in seen.items() if any(marks)}
 
 
 STATISTICS = {"remembered": "remembered", "fresh": "taken afresh", "batch_statistics": "of the test batch"}
 
 
-def _statistics(known: Sequence[Gathered]) -> list[Json]:
-    """Batch norm's accuracy by where its statistics come from, side by side, wherever it was measured."""
+def _statistics(claim: Claim, known: Sequence[Gathered]) -> list[Json]:
+    """Batch norm's score by where its statistics come from, side by side."""
     rows: Json = {}
     for found in known:
         for seed in found.seeds.values():
@@ -133,7 +134,9 @@ def _statistics(known: Sequence[Gathered]) -> list[Json]:
                 for text, measures in seed.items()
                 if len(measures.keys() & STATISTICS.keys()) > 1
             }
-    tables = [_table(Table("Score by the statistics in evaluation", "", rows), found) for found in known]
+    # the one task scored by a loss, where less is better
+    what = "log10 of the style loss at the end" if claim.chart.experiment == "stylization" else "Score"
+    tables = [_table(Table(f"{what} by the statistics in evaluation", "", rows), found) for found in known]
     return [table for table in tables if table["rows"]]
 
 

@@ -222,7 +222,8 @@ class Session:
         if not progress.due():
             return
         done, running = len(driver.done), len(driver.pending)
-        left = max(0.0, seconds - (time.monotonic() - start)) if running else None
+        taken = time.monotonic() - start
+        left = max(seconds - taken, taken * running / max(done, 1)) if running else None  # a plan may be overrun
         progress.update(done, done + running, left, "measuring", running=min(running, self.workers))
 
     def _content(self, gathered: dict[str, Gathered], schedule: Schedule, finished: bool, seconds: float) -> Content:

@@ -115,7 +115,7 @@ def _inspect(task: Task, name: str, batch_sizes: Sequence[int], setting: Setting
     parts = {size: size // setting.ranks.processes for size in batch_sizes}  # what a norm sees of a batch
     batches = {size: next(iter(_training(task, part, setting))) for size, part in parts.items()}
     passes = {size: _forward(task, model, batch, size) for size, batch in batches.items()}
-    values, smallest = _fewest_values(passes)
+    values, smallest = _fewest_values(passes, setting.ranks.processes)
     folded = copy.deepcopy(model).eval()
     fold(folded)
     first = min(batch_sizes)
@@ -160,10 +160,11 @@ def _failure(records: list[Record], size: int, error: ValueError) -> str:
     )
 
 
-def _fewest_values(passes: dict[int, list[Record]]) -> tuple[dict[int, int], dict[int, str]]:
+def _fewest_values(passes: dict[int, list[Record]], processes: int) -> tuple[dict[int, int], dict[int, str]]:
     values, smallest = {}, {}
     for size, records in passes.items():
-        counted = [(values_per_statistic(r), r.path) for r in records]
+        shares = [processes if r.state.spec.name == "sync" else 1 for r in records]  # that the layer pools
+        counted = [(values_per_statistic(r) * n, r.path) for r, n in zip(records, shares, strict=True)]
         values[size], smallest[size] = min((c for c in counted if c[0]), default=(0, ""))
     return values, smallest
 

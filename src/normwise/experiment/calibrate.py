@@ -48,6 +48,8 @@ def calibrate(task: Task, trial: Trial, setting: Setting) -> Result:
 def _time_own_loop(task: Task, trial: Trial, setting: Setting) -> dict[str, float]:
     short = replace(trial, kind="train", length=1 / task.epochs)
     seconds = _seconds(lambda: own_loop(task, short, setting))
+    with setting.ranks.together(setting.device):  # all processes must do it again, or none
+        (seconds,) = setting.ranks.mean(seconds)
     if seconds < FIRST_TIME:  # most of it may have been imports and reading data
         seconds = _seconds(lambda: own_loop(task, short, setting))
     return {"full_length": seconds * task.epochs}
@@ -56,17 +58,17 @@ def _time_own_loop(task: Task, trial: Trial, setting: Setting) -> dict[str, floa
 def _time_steps(task: Task, trial: Trial, setting: Setting) -> dict[str, float]:
     parts = task.parts(trial.seed)
     batches = setting.share(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
-    start = time.perf_counter()
-    model = build(task, trial.arm, trial.seed, setting.device)
-    building = time.perf_counter() - start
     loop = Loop(task, setting, batches, task.epochs)
     # A loop of a few steps, several times: its schedule is complete, its rate too small to diverge.
     short = Loop(task, setting, batches, TIMED / len(batches))
     with setting.ranks.together(setting.device):
+        start = time.perf_counter()
+        model = build(task, trial.arm, trial.seed, setting.device)
+        building = time.perf_counter() - start
         short.fit(model, 1e-6)
         steps = sorted(_seconds(lambda: short.fit(model, 1e-6)) / short.steps for _ in range(4))
     evaluation = _seconds(lambda: evaluate(task, model, parts, trial, setting))
-    whole = setting.batches(parts.train, trial.batch_size, collate=task.collate)
+    whole = setting.batches(parts.train, trial.batch_size, shuffle=trial.seed, collate=task.collate)
     low, middle, high = _quartiles(_inference_times(task, model, whole, setting))
     return {
         "step": statistics.median(steps),

@@ -157,7 +157,7 @@ def run_request(
         folder = Path(stack.enter_context(TemporaryDirectory())) if temporary else _folder(out, task)
         stack.enter_context(room(folder))
         stack.enter_context(Lock(folder))
-        return Session(request, task, folder, workers or workers_for(request), stored).run(dry_run)
+        return Session(request, task, folder, workers_for(request, workers), stored).run(dry_run)
 
 
 class Session:

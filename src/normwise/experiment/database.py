@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 PATIENCE = 600.0  # seconds for which a server may be away
+FAREWELL = 2.0  # seconds in which a server notices that a connection has ended and frees its claim
 PAUSE = 1.0
 LOCK_CLASS = 0x6E6F726D  # "norm": advisory locks of others have another
 
@@ -87,11 +88,14 @@ class Database:
         self._release_claim()
         self._guard = self.storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         query = text("SELECT pg_try_advisory_lock(:kind, hashtext(:study))")
-        if not self._guard.scalar(query, {"kind": LOCK_CLASS, "study": self._study}):
-            raise UsageError(
-                f"the experiment {self._study} in {self._shown} is in use by another normwise process; "
-                "let it end, or take an --out of another name"
-            )
+        end = time.monotonic() + FAREWELL
+        while not self._guard.scalar(query, {"kind": LOCK_CLASS, "study": self._study}):
+            if time.monotonic() > end:
+                raise UsageError(
+                    f"the experiment {self._study} in {self._shown} is in use by another normwise process; "
+                    "let it end, or take an --out of another name"
+                )
+            time.sleep(0.05)
 
     def _check_claim(self) -> None:
         """Raises where the connection that holds the claim is gone, though others may work again."""

@@ -127,8 +127,8 @@ class LocalEngine(Engine):
             self._pending.put(None)
         for thread in (*self._slots, self._watch):
             thread.join()
-        for worker in self._workers.values():
-            worker.close()
+        while self._workers:  # and with a group the port where it meets
+            self._workers.popitem()[1].close()
         self._log.close()
 
     def _serve(self, slot: int) -> None:
@@ -184,7 +184,10 @@ class LocalEngine(Engine):
         with self._lock:
             if self._closing.is_set():
                 raise _ClosingError
-            worker = WorkerGroup(self._log, self._processes) if self._processes > 1 else WorkerProcess(self._log)
+            if self._processes > 1:
+                worker = WorkerGroup(self._log, self._processes, slot=slot)
+            else:
+                worker = WorkerProcess(self._log)
             self._workers[slot] = worker
         worker.send(self._setup)
 

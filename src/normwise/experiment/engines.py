@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
+from normwise.errors import UsageError
 from normwise.experiment.engine import Engine, LocalEngine
 from normwise.experiment.job import Job
 from normwise.experiment.plan import parse_budget
@@ -46,16 +48,36 @@ def open_engine(
     return LocalEngine(Job(task, setting), folder, memory_per_trial=share, **common)
 
 
-def workers_for(request: Request) -> int:
-    """One a core this process may use, on a running Ray cluster one a CPU of it; less where a trial takes several."""
+def workers_for(request: Request, wanted: int | None = None) -> int:
+    """As many as are wanted, else one a core this process may use or, on a running Ray cluster, a CPU of it.
+
+    Fewer where a trial takes several, or as many GPUs of this machine. Raises UsageError where it lacks them.
+    """
+    processes, gpus = request.processes or 1, _gpus(request)
+    if gpus is not None and (wanted or 1) * processes > gpus:
+        raise UsageError(
+            f"each of {processes} processes takes a GPU of its own: {wanted or 1} trials at once need "
+            f"{(wanted or 1) * processes}, this machine has {gpus}; lower the workers or the processes"
+        )
+    if wanted:
+        return wanted
+    cores = _cores(request)
+    return max(1, (cores if gpus is None else min(cores, gpus)) // processes)
+
+
+def _gpus(request: Request) -> int | None:
+    """How many GPUs of this machine the trials share out; None where Ray does, or where each trial takes the first."""
+    here = request.engine == "local" and (request.processes or 1) > 1
+    return torch.accelerator.device_count() if here and torch.device(request.device or "cpu").type != "cpu" else None
+
+
+def _cores(request: Request) -> int:
     address = request.ray_address or os.environ.get("RAY_ADDRESS")
     if request.engine == "ray" and address:
         from normwise.experiment.ray_engine import size
 
-        cores = size(address)
-    else:
-        cores = default_workers()
-    return max(1, cores // (request.processes or 1))
+        return size(address)
+    return default_workers()
 
 
 def with_data(task: Task) -> Task:

@@ -15,20 +15,23 @@ SECONDS_TO_ANSWER = 30.0
 class Meeting:
     """Keeps the store, so that any of the processes may go; `environment` is what each of them needs.
 
-    >>> meeting = Meeting(2)
-    >>> meeting.environment(1)["RANK"], meeting.environment(1)["WORLD_SIZE"], meeting.failure()
-    ('1', '2', '')
+    `before`: how many processes of other trials this machine has, whose GPUs come before those of these.
+
+    >>> meeting = Meeting(2, before=4)
+    >>> [meeting.environment(1)[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")], meeting.failure()
+    (['1', '2', '5'], '')
     """
 
-    def __init__(self, processes: int) -> None:
-        self.processes = processes
+    def __init__(self, processes: int, before: int = 0) -> None:
+        self.processes, self._before = processes, before
         listener = socket.create_server((HOST, 0))
         self._port = listener.getsockname()[1]
         self._store = _store(self._port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
     def environment(self, rank: int) -> dict[str, str]:
         """What torchrun would set for a process, and the network interface that no other machine sees."""
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.processes, "LOCAL_WORLD_SIZE": self.processes}
+        numbers = {"RANK": rank, "LOCAL_RANK": self._before + rank}
+        numbers |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), self.processes)
         place = {"MASTER_ADDR": HOST, "MASTER_PORT": str(self._port)}
         here = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
         return {name: str(number) for name, number in numbers.items()} | place | here

@@ -111,9 +111,9 @@ class WorkerProcess:
             self._kill_group()
 
     def close(self) -> None:
-        """Ends the process, waits for it and closes its pipes."""
+        """Ends the process with all it started, waits for it and closes its pipes."""
         self.kill()
-        self._process.wait()
+        self._bury()
         for pipe in filter(None, (self._process.stdin, self._process.stdout)):
             with suppress(BrokenPipeError):
                 pipe.close()

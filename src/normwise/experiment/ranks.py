@@ -102,12 +102,16 @@ class Ranks:
             torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
         # one store for all trials of these processes: each group has its own part of it
         part = PrefixStore(f"group {next(_NUMBERS)}", reach())
+        part.set_timeout(PATIENCE)  # the first process may still judge the trial before
         backend = dist.get_default_backend_for_device(kind)
         dist.init_process_group(backend, store=part, rank=self.rank, world_size=self.processes, timeout=PATIENCE)
         try:
             yield
-        finally:
+        except UnusableError:
             dist.destroy_process_group()
+            raise
+        # not after another error: the others would lose this process before it has told why
+        dist.destroy_process_group()
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The network as it is to be called in training."""

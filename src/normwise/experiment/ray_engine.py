@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -32,8 +32,8 @@ class RayEngine(Engine):
 
     Without an address the environment's RAY_ADDRESS is taken, else Ray is started on this machine, on its
     loopback address alone. A task asks Ray for one CPU and `gpus` GPUs, for each of its `processes`, all on one
-    machine. What a lost machine had is
-    given to another; the other rules are those of `LocalEngine`. Raises UsageError where no cluster answers.
+    machine. What a lost machine had is given to another; the other rules are those of `LocalEngine`. Raises
+    UsageError where no cluster answers.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RayEngine(Engine):
             processes,
         )
         needs = {"num_cpus": processes, "num_gpus": gpus * processes}
-        self._say_if_too_small(processes)
+        self._say_if_none_fits({"CPU": processes, "GPU": gpus * processes})
         self._task = self._ray.remote(_work).options(**needs, max_retries=0)
         self._pending: deque[tuple[Order, int]] = deque()  # orders, and how often each was lost
         self._running: dict[Any, tuple[Order, int]] = {}
@@ -95,11 +95,12 @@ class RayEngine(Engine):
         if self._mine:
             self._ray.shutdown()
 
-    def _say_if_too_small(self, processes: int) -> None:
+    def _say_if_none_fits(self, needs: Mapping[str, float]) -> None:
         """A cluster may grow; else no trial would ever begin, and nobody would know why."""
-        largest = max((int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]), default=0)
-        if largest < processes:
-            words = f"a trial needs a machine with {processes} CPUs, the largest of the Ray cluster has {largest}"
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(all(machine.get(kind, 0) >= number for kind, number in needs.items()) for machine in machines):
+            wanted = " and ".join(f"{number:g} {kind}" for kind, number in needs.items() if number)
+            words = f"a trial needs a machine with {wanted}, and the Ray cluster has none"
             print(f"normwise: {words}; waiting for one", file=sys.stderr)
 
     def _feed(self) -> None:
@@ -253,6 +254,10 @@ class _Packed:
         if not hasattr(job, "stack"):
             raise UnstackableError("the job runs one trial at a time")
         return job.stack(trials)
+
+    def resume_stack(self, trials: list[Trial], path: Path) -> Any:
+        job = self._job()
+        return job.resume_stack(trials, path) if hasattr(job, "resume_stack") else self.stack(trials)
 
     def _job(self) -> Any:
         if "_loaded" not in self.__dict__:

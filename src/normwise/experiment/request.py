@@ -91,14 +91,14 @@ class Request:
             raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if self.ray_address and self.engine != "ray":
             raise UsageError(f"ray_address {self.ray_address} needs the engine ray, got {self.engine!r}")
-        largest, _ = parse_stack(self.stack or "auto")
-        self._check_processes(1 if self.processes is None else self.processes, largest)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs must be a positive number, got {self.epochs}")
         try:
             torch.empty(0, device=self.device)
         except Exception as error:
             raise UsageError(f"device must be one that PyTorch has here, got {self.device!r}: {error}") from error
+        largest, _ = parse_stack(self.stack or "auto")
+        self._check_processes(1 if self.processes is None else self.processes, largest)
 
     def _check_processes(self, processes: int, stack: int) -> None:
         if processes < 1:
@@ -107,6 +107,10 @@ class Request:
             raise UsageError(f"a trial on {processes} processes is trained alone: stack must be off, got {self.stack}")
         if uneven := [size for size in self.batch_sizes or () if size % processes]:
             raise UsageError(f"a batch size must be a multiple of the {processes} processes, got {uneven[0]}")
+        if processes > 1 and torch.device(self.device or "cpu").index is not None:
+            raise UsageError(
+                f"each of {processes} processes takes a device of its own: leave the number out, got {self.device!r}"
+            )
 
     def asks_the_same(self, other: "Request") -> bool:
         """Whether both ask for the same experiment; where trials run and are recorded is no part of it."""

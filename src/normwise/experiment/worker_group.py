@@ -14,8 +14,8 @@ FAILED = "exited with code 1"  # after it has told why
 class WorkerGroup(WorkerProcess):
     """A worker process with others that are sent all it is sent; it alone answers, and all end together."""
 
-    def __init__(self, log: BinaryIO, processes: int) -> None:
-        self._meeting = Meeting(processes)
+    def __init__(self, log: BinaryIO, processes: int, *, slot: int) -> None:
+        self._meeting = Meeting(processes, before=slot * processes)
         super().__init__(log, self._meeting.environment(0))
         self._others = [
             WorkerProcess(log, self._meeting.environment(rank), answers=False) for rank in range(1, processes)
@@ -51,6 +51,6 @@ class WorkerGroup(WorkerProcess):
 
     def _fault(self) -> str:
         """Why they end, where one of them is at fault: what a process says that lost another one tells little."""
-        ends = enumerate((other.ended() for other in self._others), 1)
+        ends = enumerate(process.ended() for process in (self, *self._others))
         lost = [f"process {rank} of {self._meeting.processes} {how}" for rank, how in ends if how not in ("", FAILED)]
         return lost[0] if lost else self._meeting.failure()

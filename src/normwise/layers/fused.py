@@ -66,10 +66,10 @@ class _Lstm(torch.autograd.Function):
         c, weight, *norms, cell, sums, gates, stats = given
         g, g_c = (grad.contiguous() for grad in grads)
         dx, ds, dh, dc, dnorms = _OPS.lstm_backward(g, g_c, h, c, weight, *norms, lengths, cell, sums, gates, stats)
-        dweight = ds[0].t() @ h
-        if len(output) > 1 and needs[3]:
-            dweight = dweight.addmm_(ds[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
         size = h.shape[-1]
+        dweight = ds[0].t() @ h
+        if len(output) > 1 and needs[3]:  # reshape: for flatten, many gradients at once have no rule
+            dweight = dweight.addmm_(ds[1:].reshape(-1, 4 * size).t(), output[:-1].reshape(-1, size))
         found = dx, dh, dc, dweight, *dnorms.split((4 * size, size, size))
         return None, None, None, *(d if need else None for d, need in zip(found, needs, strict=True))
 

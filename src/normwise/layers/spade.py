@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normwise.layers.spec import NormSpec, build
+from normwise.table import convert
 
 
 class SPADE(nn.Module):
@@ -51,8 +52,9 @@ class SPADE(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         self._check("x", x, (None, self.num_features))
         self._check("labels", labels, (x.shape[0], self.num_labels))
-        hidden = self.mlp_shared(F.interpolate(labels, size=x.shape[2:], mode="nearest"))
-        return self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+        sampled = F.interpolate(labels, size=x.shape[2:], mode="nearest")
+        hidden = self.mlp_shared(convert(sampled, self.mlp_gamma.weight.dtype))
+        return convert(self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden), x.dtype)
 
     def _check(self, name: str, t: Tensor, start: tuple[Any, int]) -> None:
         fits = t.dim() == 4 and t.shape[1] == start[1] and start[0] in (None, t.shape[0])

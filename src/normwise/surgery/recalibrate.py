@@ -92,12 +92,11 @@ def _why_left(model: nn.Module, norm: Any) -> str:
         return "frozen"
     if model.training and not norm.training:
         return "frozen: in eval mode inside a model in training mode"
-    if isinstance(norm, Recurrent):
-        return ""
-    if norm._buffers.get("running_mean") is None:
-        return "it remembers no statistics"
-    if norm.running_mean.dim() > 1:
-        return "it has a memory for each domain; train them"
+    if not isinstance(norm, Recurrent):
+        if norm._buffers.get("running_mean") is None:
+            return "it remembers no statistics"
+        if norm.running_mean.dim() > 1:
+            return "it has a memory for each domain; train them"
     return "frozen: its momentum is 0" if norm.momentum == 0 else ""
 
 

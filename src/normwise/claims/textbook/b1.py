@@ -73,7 +73,7 @@ B1 = Claim(
     design=(
         "A plain CNN of 8 convolutions, He's initialization for all, SGD with momentum at a constant rate, "
         f"tuned by half decades for each norm and batch size. Target: a training loss of {TARGET}, mean of the "
-        "last steps. A run that never gets there counts as twice the longest run."
+        "last steps. A run that never gets there counts as twice the steps it was given."
     ),
     chart=Chart(
         "speed",
@@ -101,7 +101,7 @@ B1 = Claim(
             "the gain is minimal when batches are small", "De and Smith, Batch normalization biases, 2020", "abstract"
         ),
     ),
-    pilot="the target loss, the depths, the numbers of epochs and the rate that both share",
+    pilot="the target loss, the depth, the numbers of epochs and the rate that both share",
     tables=(
         Table(
             "Depth 8, batch 64, tuned rates",

@@ -3,6 +3,7 @@
 import math
 
 from normwise.claims.claim import Chart, Claim, Part, Published, Seed, cell, gap
+from normwise.claims.experiments.mates import DRAWS
 from normwise.claims.experiments.regularize import IMAGES, TARGET, WHOLE
 
 SMALL = cell(norm="ghost:8", size=8)
@@ -73,7 +74,7 @@ B2 = Claim(
     design=(
         f"A CNN on {IMAGES} images, batch 128 throughout; batch norm over groups of 4 to 128 of them is the only "
         "change, all at one constant rate; statistics taken afresh before each look. The mechanism: one image's "
-        "activation after one norm, over 300 draws of its batch-mates."
+        f"activation after one norm, over {DRAWS} draws of its batch-mates."
     ),
     chart=Chart(
         "mates",

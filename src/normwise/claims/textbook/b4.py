@@ -101,6 +101,9 @@ B4 = Claim(
             "abstract",
         ),
     ),
-    pilot="the networks, the number of images and epochs, the sizes of batches and the grid of rates",
+    pilot=(
+        "the networks, the number of images and epochs, the sizes of batches and the grid of rates; the parts on "
+        "batches of two classes and on batch renorm, of which one or two seeds had been seen"
+    ),
     limits="What decides is the number of values behind a statistic, batch size times plane, not the batch size.",
 )

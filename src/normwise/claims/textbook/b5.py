@@ -86,5 +86,6 @@ B5 = Claim(
             "abstract",
         ),
     ),
+    pilot="how the clock is read: the order of turns, ratios within a round, the number of rounds",
     limits="On a CPU, one thread, with this library's kernels where they are built; a GPU divides time differently.",
 )

@@ -99,7 +99,8 @@ B6 = Claim(
     design=(
         "Plain ReLU networks at initialization: 24 linear layers of width 500, or 20 convolutions of 64 channels on "
         "16 images of random numbers. The squared gradient with respect to each norm's input, and its growth from "
-        "layer to layer towards the input (slope of the logarithm), over network draws."
+        "layer to layer towards the input (slope of the logarithm), over network draws. Besides, the linear layers "
+        "each beside a skip connection, or after steps of SGD on random inputs with random classes."
     ),
     chart=Chart(
         "growth",
@@ -128,7 +129,10 @@ B6 = Claim(
             },
         ),
     ),
-    pilot="the rates of the steps of SGD: at 0.1 the network without norms breaks",
+    pilot=(
+        "the rates of the steps of SGD, as at 0.1 the network without norms breaks; the parts, as a few seeds of "
+        "the growth at initialization had been seen, and one or two of those on skip connections and on ten steps"
+    ),
     published=(
         Published(
             "batch norm makes gradients of deep ReLU networks explode at initialization, by pi / (pi - 1) = 1.467 a "

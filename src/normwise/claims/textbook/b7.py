@@ -84,5 +84,6 @@ B7 = Claim(
             "repository",
         ),
     ),
+    pilot="the networks, the training length and the grid of rates",
     limits="Statistics of a test batch are a bet that it is mixed like the training set.",
 )

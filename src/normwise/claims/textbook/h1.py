@@ -87,7 +87,7 @@ H1 = Claim(
                 {"clean images": {f"norm {i}": (BLEND, f"gate_{i}") for i in range(1, 5)}},
             ),
             (
-                "in the made-up worlds of I3",
+                "in the made-up worlds of I3, where norm 1 stands on the pixels",
                 "style",
                 {
                     says: {f"norm {i}": (f"{BLEND},contrast={one}", f"gate_{i}") for i in range(1, 5)}
@@ -96,7 +96,7 @@ H1 = Claim(
             ),
         )
     ),
-    pilot="the networks, the training length, the grid of rates and which parents the parts compare",
+    pilot=f"{B7.pilot}, and which parents the parts compare",
     published=(
         Published(
             "a little instance norm in front: ResNet-50 24.27 to 22.54 % error",

@@ -74,5 +74,6 @@ H2 = Claim(
             "repository",
         ),
     ),
+    pilot=f"of the networks of B4: {B4.pilot}",
     limits="The rate is tuned for each norm; dynamic tanh's alpha is not.",
 )

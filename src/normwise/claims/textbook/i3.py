@@ -96,5 +96,6 @@ I3 = Claim(
             "abstract",
         ),
     ),
+    pilot=f"on clean images: {B7.pilot}",
     limits="The sign turns with what style is: noise to be removed, or the very thing that tells classes apart.",
 )

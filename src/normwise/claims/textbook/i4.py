@@ -1,6 +1,7 @@
 """I4: instance normalization amplifies noise."""
 
 from normwise.claims.claim import Chart, Claim, Part, Published, Seed, cell, gap
+from normwise.claims.textbook.b7 import B7
 
 
 def text(norm: str, flat: str, eps: float = 1e-5) -> str:
@@ -91,5 +92,6 @@ I4 = Claim(
             "read",
         ),
     ),
+    pilot=f"of the part end to end: {B7.pilot}",
     limits="A rescaling cannot change signal against noise within a channel: the harm is an empty channel made loud.",
 )

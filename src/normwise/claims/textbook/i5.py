@@ -52,6 +52,7 @@ I5 = Claim(
     ),
     design=B5.design,
     chart=B5.chart,
+    pilot=B5.pilot,
     published=(Published("no timing of instance against batch norm was found in print", "own search", "none"),),
     limits="What instance norm does save: running statistics, and exchanging statistics between devices.",
 )

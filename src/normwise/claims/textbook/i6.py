@@ -65,5 +65,6 @@ I6 = Claim(
         ),
         Published("the formula is for batch norm; its use for instance norm was not found", "own search", "none"),
     ),
+    pilot="the sizes of the planes, as a few seeds of the growth on them had been seen",
     limits="It is the size of the planes that decides: at 8 x 8 and above the two norms are alike.",
 )

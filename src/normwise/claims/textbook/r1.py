@@ -122,5 +122,6 @@ R1 = Claim(
             "secondary",
         ),
     ),
+    pilot="the parts on rows and on text, of which one or two seeds had been seen",
     limits="Short sequences and few epochs.",
 )
