@@ -62,7 +62,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors too, so that the tests are quick."""
-    monkeypatch.setattr(plain, "_suits_pytorch", lambda x, groups: False)
+    monkeypatch.setattr(plain, "_suits_pytorch", lambda *_: False)
 
 
 def watch_joins(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -30,7 +30,7 @@ layouts = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "cha
 @pytest.fixture(autouse=True)
 def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors too, so that the tests are quick."""
-    monkeypatch.setattr(plain, "_suits_pytorch", lambda x, groups: False)
+    monkeypatch.setattr(plain, "_suits_pytorch", lambda *_: False)
 
 
 def sample(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32, last: bool = False) -> Tensor:
@@ -263,7 +263,8 @@ def test_where_pytorch_is_as_fast_it_is_asked(monkeypatch: pytest.MonkeyPatch) -
     x = torch.randn(2, 32, 16, 16)
     large = torch.randn(16, 32, 24, 24)
     ask = lambda x, groups: plain.native(x, None, None, groups)  # noqa: E731
-    assert [ask(x, 0), ask(x, 4), ask(x, 32)] == [False, False, True]
+    assert [ask(x, 0), ask(x, 4), ask(x, 32)] == [True, False, True]
+    assert not plain.native(x, None, None, 0, (torch.zeros(32), torch.ones(32)))
     assert [ask(large, 0), ask(large, 4), ask(large, 32)] == [True, True, True]
     assert ask(x.contiguous(memory_format=torch.channels_last), 4)  # PyTorch's errs there
     assert not ask(torch.randn(64, 512), 0)

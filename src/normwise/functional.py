@@ -59,10 +59,9 @@ def batch_norm(
     complete = running is not None or (training and running_mean is running_var)  # both are None
     if not complete or not plain.native(input, weight, bias, 0, running):
         return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if not training:
-        return plain.batch_norm(input, weight, bias, eps, running)[0]
-    y, *found = plain.batch_norm(input, weight, bias, eps)
-    _move(running, found, momentum)
+    y, mean, var = plain.closed_form(input, weight, bias, 0, eps, None if training else running)
+    if training and running is not None:
+        _move(running, mean, plain.unbiased(var, input.numel() // input.shape[1]), momentum)
     return y
 
 
@@ -102,14 +101,13 @@ def instance_norm(
     True
     """
     running = _pair(running_mean, running_var)
-    complete = use_input_stats and (running is not None or running_mean is running_var)
-    if not complete or not plain.native(input, weight, bias, 0, running):
+    complete = use_input_stats and (running is not None or running_mean is running_var) and input.dim() > 2
+    if not complete or not plain.native(input, weight, bias, input.shape[1], running):
         y = _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return plain.keep_layout(y, input)
-    if running is None:
-        return plain.instance_norm(input, weight, bias, eps)
-    y, *found = plain.observed_instance_norm(input, weight, bias, eps)
-    _move(running, found, momentum)
+    y, mean, var = plain.closed_form(input, weight, bias, input.shape[1], eps)
+    if running is not None:
+        _move(running, mean.mean(0), plain.unbiased(var.mean(0), input.shape[2:].numel()), momentum)
     return y
 
 
@@ -117,6 +115,9 @@ def _pair(mean: Tensor | None, var: Tensor | None) -> plain.Statistics | None:
     return None if mean is None or var is None else (mean, var)
 
 
-def _move(running: plain.Statistics | None, found: list[Tensor], momentum: float) -> None:
-    for old, new in zip(running or (), found, strict=False):
-        old.copy_(torch.lerp(convert(old, new.dtype), new, momentum))
+def _move(running: plain.Statistics, mean: Tensor, var: Tensor, momentum: float) -> None:
+    for old, new in zip(running, (mean, var), strict=True):
+        if old.dtype == new.dtype:
+            old.lerp_(new, momentum)
+        else:
+            old.copy_(torch.lerp(convert(old, new.dtype), new, momentum))

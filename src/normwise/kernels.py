@@ -122,7 +122,7 @@ def norm(
     `statistics` (running mean and variance) were given.
     """
     mean, var = statistics or (None, None)
-    return _OPS.norm(x, weight, bias, mean, var, residual, groups, eps, *act)
+    return _OPS.norm.default(x, weight, bias, mean, var, residual, groups, eps, *act)
 
 
 def norm_backward(
@@ -143,7 +143,7 @@ def norm_backward(
 
     `fixed`: mean and var did not come from x. `bias` matters behind an activation only.
     """
-    return _OPS.norm_backward(g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input)
+    return _OPS.norm_backward.default(g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input)
 
 
 def _either(act: Act, floor: Tensor | None) -> tuple[int, float, float, Tensor | None]:

@@ -32,11 +32,8 @@ def batch_norm(
     (torch.Size([4, 3, 8, 8]), torch.Size([3]), torch.Size([3]))
     """
     if native(x, weight, bias, 0, statistics):
-        y, mean, var = _norm(x, weight, bias, 0, eps, statistics, tail)
-        if statistics is not None:
-            return y, *statistics
-        number = x.numel() // x.shape[1]
-        return y, mean, var * (number / (number - 1))
+        y, mean, var = closed_form(x, weight, bias, 0, eps, statistics, tail)
+        return (y, mean, unbiased(var, x.numel() // x.shape[1])) if statistics is None else (y, *statistics)
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
     if statistics is not None:
         return tail(_batch_norm(x, weight, bias, eps, statistics)), *statistics
@@ -52,7 +49,7 @@ def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
     torch.Size([4, 3, 8, 8])
     """
     if native(x, weight, bias, x.shape[1]):
-        return _norm(x, weight, bias, x.shape[1], eps, None, tail)[0]
+        return closed_form(x, weight, bias, x.shape[1], eps, None, tail)[0]
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
     return tail(_instance_norm(x, None, None, weight, bias, eps))
 
@@ -67,9 +64,8 @@ def observed_instance_norm(
     (torch.Size([3]), torch.Size([3]))
     """
     if native(x, weight, bias, x.shape[1]):
-        y, mean, var = _norm(x, weight, bias, x.shape[1], eps, None, tail)
-        number = x.shape[2:].numel()
-        return y, mean.mean(0), var.mean(0) * (number / (number - 1))
+        y, mean, var = closed_form(x, weight, bias, x.shape[1], eps, None, tail)
+        return y, mean.mean(0), unbiased(var.mean(0), x.shape[2:].numel())
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
     mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
     return tail(_instance_norm(x, mean, var, weight, bias, eps)), mean, var
@@ -84,7 +80,7 @@ def group_norm(
     torch.Size([4, 6, 8, 8])
     """
     if native(x, weight, bias, groups):
-        return _norm(x, weight, bias, groups, eps, None, tail)[0]
+        return closed_form(x, weight, bias, groups, eps, None, tail)[0]
     return tail(_group_norm(x, groups, weight, bias, eps))
 
 
@@ -92,18 +88,37 @@ def native(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, statistics: Statistics | None = None
 ) -> bool:
     """Says whether the kernels take this call (0 groups: batch norm); what PyTorch would refuse they leave to it."""
-    if tracing() or not understood(x):
+    if tracing() or not understood(x) or _suits_pytorch(x, groups, statistics is not None):
         return False
-    instances, channels = x.shape[:2]
-    statistic = channels if groups == 0 else instances * groups
-    if x.numel() <= (0 if statistics else statistic) or (groups and channels % groups):
+    channels = x.shape[1]
+    if x.numel() <= (x.shape[0] * groups or channels) or (groups and channels % groups):
         return False
-    if _suits_pytorch(x, groups):
+    for t in (weight, bias, *(statistics or ())):
+        if t is not None and not _fits(t, x, channels):
+            return False
+    if statistics is not None and (statistics[0].requires_grad or statistics[1].requires_grad):
         return False
-    given = [t for t in (weight, bias, *(statistics or ())) if t is not None]
-    if statistics and (statistics[0].requires_grad or statistics[1].requires_grad):
-        return False
-    return all(_fits(t, x, channels) for t in given) and (weight is None or bias is None or weight.dtype == bias.dtype)
+    return weight is None or bias is None or weight.dtype == bias.dtype
+
+
+def closed_form(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    statistics: Statistics | None = None,
+    tail: Tail = NOTHING,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `native` said the kernels take: the output, and mean and biased variance as `kernels.norm` gives them."""
+    if not torch.is_grad_enabled():
+        return kernels.norm(x, weight, bias, groups, eps, statistics, *tail)
+    return _Norm.apply(x, weight, bias, tail.residual, statistics, tail.act, groups, eps)
+
+
+def unbiased(var: Tensor, number: int) -> Tensor:
+    """The variance of `number` values divided by number - 1."""
+    return var * (number / (number - 1))
 
 
 def keep_layout(y: Tensor, like: Tensor) -> Tensor:
@@ -141,31 +156,23 @@ class _Norm(torch.autograd.Function):
         if g is None:
             return (None,) * 8
         if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
-            found = _reference_grads(g, ctx, needs)
-        else:
-            x, weight, bias, extra, mean, var = ctx.saved_tensors
-            through = needs[3] and ctx.act == kernels.NONE  # the gradient of the residual is g itself
-            need_input = needs[0] or (needs[3] and not through)
-            dx, dweight, dbias, behind = kernels.norm_backward(
-                g, x, mean, var, weight, bias, ctx.groups, ctx.eps, extra, ctx.act, ctx.fixed, need_input
-            )
-            affine = (None if t is None else convert(d, t.dtype) for t, d in ((weight, dweight), (bias, dbias)))
-            found = dx, *affine, g if through else behind
-        return *(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 4
+            return *_reference_grads(g, ctx, needs), *_FIXED
+        x, weight, bias, extra, mean, var = ctx.saved_tensors
+        through = needs[3] and ctx.act == kernels.NONE  # the gradient of the residual is g itself
+        need_input = needs[0] or (needs[3] and not through)
+        dx, dweight, dbias, behind = kernels.norm_backward(
+            g, x, mean, var, weight, bias, ctx.groups, ctx.eps, extra, ctx.act, ctx.fixed, need_input
+        )
+        return (
+            dx if needs[0] else None,
+            convert(dweight, weight.dtype) if needs[1] else None,
+            convert(dbias, bias.dtype) if needs[2] else None,
+            (g if through else behind) if needs[3] else None,
+            *_FIXED,
+        )
 
 
-def _norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    eps: float,
-    statistics: Statistics | None,
-    tail: Tail,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not torch.is_grad_enabled():
-        return kernels.norm(x, weight, bias, groups, eps, statistics, *tail)
-    return _Norm.apply(x, weight, bias, tail.residual, statistics, tail.act, groups, eps)
+_FIXED = (None,) * 4  # arguments of the node behind its tensors
 
 
 @torch.enable_grad()
@@ -211,18 +218,19 @@ def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | No
     return keep_layout(F.group_norm(x.flatten(2), groups, weight, bias, eps).view(x.shape), x)
 
 
-def _suits_pytorch(x: Tensor, groups: int) -> bool:
+def _suits_pytorch(x: Tensor, groups: int, fixed: bool) -> bool:
     """True where PyTorch's operator was measured to be as fast (`benchmarks/README.md`), and is right."""
-    values, plane = x.numel(), x.shape[2:].numel()
-    if groups == 0 and values <= SMALL:
+    values = x.numel()
+    if fixed and values <= SMALL:
         return True
+    plane = x.shape[2:].numel()
     in_groups = 0 < groups < x.shape[1]
     few = plane < 64 or values <= 4 * SMALL if in_groups else plane < 16
     return few and _is_plain(x)
 
 
 def _fits(t: Tensor, x: Tensor, channels: int) -> bool:
-    known = type(t) in _TYPES and t.is_cpu and t.dtype in (x.dtype, wide(x.dtype))
+    known = type(t) in _TYPES and t.is_cpu and (t.dtype == x.dtype or t.dtype == wide(x.dtype))
     return known and t.shape == (channels,)
 
 

@@ -13,7 +13,6 @@ from normwise.data import Arrays, Batches
 from normwise.data.sequences import LETTERS, adding, charlm, sequence_digits
 from normwise.experiment.checkpoint import Stream
 from normwise.experiment.defaults import rate_factor
-from normwise.layers.memory import StepMemory
 from normwise.layers.recurrent import LSTM
 from normwise.surgery.recalibrate import recalibrate
 
@@ -95,22 +94,10 @@ def measure(run: Run) -> Measures:
     return found
 
 
-@torch.no_grad()
 def _refreshed(model: Reader, data: Arrays) -> Reader:
     """A copy, in evaluation, whose statistics are those of all training samples."""
     model = copy.deepcopy(model)
-    memories = [layer for layer in model.modules() if isinstance(layer, StepMemory)]
-    for memory in memories:
-        memory.num_batches_tracked.zero_()  # what follows then has all the weight
-        memory.open_pool()
-    if not memories:
-        recalibrate(model, Batches(data, 250), call=lambda model, batch: model(batch[0]))
-    else:
-        model.train()
-        for x in data.inputs.split(250):
-            model(x)
-    for memory in memories:
-        memory.close_pool()
+    recalibrate(model, Batches(data, 250), call=lambda model, batch: model(batch[0]))
     return model.eval()
 
 
