@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 _OPS = torch.ops.normwise
 
@@ -146,6 +147,30 @@ def norm_backward(
     return _OPS.norm_backward.default(g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input)
 
 
+def remember(
+    mean: Tensor,
+    var: Tensor,
+    seen: Tensor,
+    skipped: Tensor | None,
+    new_mean: Tensor,
+    new_var: Tensor,
+    momentum: float | None,
+) -> bool:
+    """Moves running statistics (C,), or (K, C) with K counts, on by one batch, in place; False where it cannot.
+
+    A memory that meets inf or NaN stays as it is and is counted in `skipped`.
+    """
+    dtype = mean.dtype
+    if not (_LOADED and mean.is_cpu and new_mean.dtype == dtype and new_var.dtype == dtype and seen.is_cpu):
+        return False
+    given = mean, var, seen, new_mean, new_var
+    if not all([type(t) is Tensor and t.is_contiguous() for t in given]):
+        return False
+    _OPS.remember.default(mean, var, seen, skipped, new_mean, new_var, momentum)
+    increment_version((mean, var, seen))
+    return True
+
+
 def _either(act: Act, floor: Tensor | None) -> tuple[int, float, float, Tensor | None]:
     """A floor stands in place of an activation."""
     code, low, high = act if floor is None else _FLOOR
@@ -261,5 +286,6 @@ _FAKES = {
     "apply_grad": _fake_apply_grad,
     "norm": _fake_norm,
     "norm_backward": _fake_backward,
+    "remember": lambda *args: None,
 }
 _LOADED = _load()

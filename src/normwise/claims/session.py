@@ -136,6 +136,7 @@ class Session:
     def run(self) -> Content:
         """Runs what the folder does not hold yet; Ctrl-C reports what is known and stays resumable."""
         start = time.monotonic()
+        rate = pace()  # before the workers start: they take the cores while they import
         fingerprint = {"claims": "1"}
         job = Measuring(self.experiments, self.folder)
         log = self.folder / "log.txt"
@@ -147,7 +148,7 @@ class Session:
             Progress() as progress,
         ):
             ledger.ingest(self.folder / "trials", self.key)
-            schedule, seconds = self._schedule(ledger)
+            schedule, seconds = self._schedule(ledger, rate)
             driver = Driver(engine, ledger, self.key)
             driver.watch = lambda d: self._show(d, seconds, start, progress)
             asked, finished = self._measure(driver, schedule)
@@ -174,7 +175,7 @@ class Session:
     def key(self, trial: Trial) -> str:
         return trial.key(self._identities[trial.arm.partition("/")[0]])
 
-    def _schedule(self, ledger: Ledger) -> tuple[Schedule, float]:
+    def _schedule(self, ledger: Ledger, rate: float) -> tuple[Schedule, float]:
         """The schedule of the same request of before, or a new one, with the seconds it will take.
 
         It is made for the whole list, so that a claim has the same seeds alone; the clock decides nothing later.
@@ -185,7 +186,7 @@ class Session:
                 schedule, rate = Schedule(**plan["schedule"]), plan["pace"]
                 break
         else:
-            rate, everything = pace(), list(EXPERIMENTS.values())
+            everything = list(EXPERIMENTS.values())
             schedule = make_schedule(everything, seconds_of(self.budget), self.workers, rate, list(shipped_rates()))
             ledger.add_plan({"request": request, "schedule": schedule.to_dict(), "pace": rate})
         return schedule, seconds_for(schedule, list(self.experiments.values()), self.workers, rate)

@@ -45,8 +45,10 @@ class Running(_NormBase):
 
     def remembered(self) -> tuple[Tensor | None, Tensor | None]:
         """Running mean and variance if they are to be used now, else (None, None)."""
+        if self.training and not self.frozen:
+            return None, None
         mean, var = self.running_mean, self.running_var
-        if (self.training and not self.frozen) or mean is None or var is None:
+        if mean is None or var is None:
             return None, None
         if torch.is_grad_enabled() and not tracing():
             return mean.clone(), var.clone()  # a training step before the backward pass would change them
@@ -60,7 +62,7 @@ class Running(_NormBase):
 
     def remembers(self) -> bool:
         """True in training with running statistics, but not while a checkpoint is recomputed."""
-        if not self.training or self.frozen or not self.track_running_stats or self.running_mean is None:
+        if not self.training or self.frozen or not self.track_running_stats or self._buffers["running_mean"] is None:
             return False
         return compiling() or not recomputing()
 

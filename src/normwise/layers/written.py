@@ -1,6 +1,5 @@
 """How a norm's memory is written: once a step, under checkpoints, compilers and function transforms too."""
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
@@ -12,6 +11,7 @@ from torch._C._functorch import TransformType, _unwrap_for_grad, is_batchedtenso
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter as transform
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
+from normwise import kernels
 from normwise.ops import tracing
 from normwise.table import convert
 
@@ -46,10 +46,9 @@ def written(*mutated: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
 
         @wraps(function)
         def write(*args: Any) -> None:
-            args = tuple(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in args)
             with torch.no_grad():
                 if compiling():
-                    op(*args)
+                    op(*(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in args))
                 elif peek_interpreter_stack() is None:
                     function(*args)  # pyright: ignore[reportCallIssue]
                 else:
@@ -79,13 +78,10 @@ def move(
     leaves its memory as it is and is counted in `skipped`. With `root` (the norm's eps) it is the
     deviation `sqrt(var + root)` that moves on, and `var` holds its square less root.
     """
-    pairs = [(old, convert(new, old.dtype)) for old, new in ((mean, new_mean), (var, new_var))]
-    plain = mean.is_cpu and mean.dim() == 1 and present is None and root is None and not tracing()
-    if plain and math.isfinite(float((new_mean + new_var).sum())):
-        seen.add_(1)  # on the CPU the value may be asked for: fewer calls
-        for old, new in pairs:
-            old.lerp_(new, 1 / int(seen) if momentum is None else momentum)
+    simple = present is None and root is None and not tracing()
+    if simple and kernels.remember(mean, var, seen, skipped, new_mean, new_var, momentum):
         return
+    pairs = [(old, convert(new, old.dtype)) for old, new in ((mean, new_mean), (var, new_var))]
     ok = (new_mean + new_var).isfinite().all(-1)
     taken = ok if present is None else ok & present
     seen.add_(taken)
