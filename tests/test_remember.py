@@ -11,6 +11,7 @@ from normwise.layers.written import move
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
 OPS: Any = torch.ops.normwise
+MOVE: Any = move
 BAD = (float("inf"), float("-inf"), float("nan"))
 
 
@@ -24,10 +25,10 @@ def both(monkeypatch: pytest.MonkeyPatch, given: tuple[Tensor, ...], *batch: Any
     """What the memory becomes by the kernel and without it."""
     native, plain = [t.clone() for t in given], [t.clone() for t in given]
     assert kernels.remember(*(t.clone() for t in given), *batch)  # pyright: ignore
-    move(*native, *batch[:2], None, batch[2], None)
+    MOVE(*native, *batch[:2], None, batch[2], None)
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "remember", lambda *args: False)
-        move(*plain, *batch[:2], None, batch[2], None)
+        MOVE(*plain, *batch[:2], None, batch[2], None)
     return native, plain
 
 
