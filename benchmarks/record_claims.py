@@ -8,6 +8,7 @@ python benchmarks/record_claims.py RUN QUICK
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from normwise.claims.registry import CLAIMS
 from normwise.files import write_atomic
@@ -24,13 +25,21 @@ def main(run: Path, quick: Path | None = None) -> None:
     if missing or not content["config"]["finished"]:
         raise SystemExit(f"{run} is not a finished run of all claims; missing: {sorted(missing)}")
     RECORDED.mkdir(parents=True, exist_ok=True)
-    for claim in content["claims"]:
-        claim["figure"]["pictures"] = []  # half a megabyte that the documentation does not show
-    write_atomic(RECORDED / "results.json", json.dumps(content, indent=1))
+    write_atomic(RECORDED / "results.json", json.dumps(worded(content), indent=1))
     write_atomic(RATES, json.dumps(content["config"]["rates"], indent=1, sort_keys=True) + "\n")
     if quick:
         short = json.loads((quick / "results.json").read_text())
-        write_atomic(RECORDED / "quick.json", json.dumps({"claims": short["claims"]}, indent=1))
+        write_atomic(RECORDED / "quick.json", json.dumps(worded(short), indent=1))
+
+
+def worded(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with today's captions and limits, which say nothing that was measured, and without its pictures,
+    half a megabyte that the documentation does not show."""
+    for claim in content["claims"]:
+        today = CLAIMS[claim["id"]]
+        claim |= {"row": today.row, "limits": today.limits}
+        claim["figure"] |= {"caption": today.chart.caption, "x_title": today.chart.x_title, "pictures": []}
+    return content
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -10,6 +11,7 @@ from mkdocs.structure.files import File, Files
 import normwise
 from normwise.layers import NORMS, NormEntry
 from normwise.layers.explain import explain
+from normwise.report.claims import render
 from normwise.report.claims_text import markdown
 
 NORM_KINDS = {"plane": "Norms of planes", "position": "Norms of positions", "other": "Others"}
@@ -44,17 +46,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that stand in no folder."""
     files.append(File.generated(config, "norms.md", content=norms_page()))
     files.append(File.generated(config, "claims.md", content=claims_page()))
+    if long := recorded("results"):
+        files.append(File.generated(config, "claims-report.html", content=render(long)))
     files.append(File.generated(config, "reference.md", content=reference_page()))
     return files
 
 
 def claims_page(folder: Path = RECORDED) -> str:
     """The recorded run of `normwise claims`, with a short run's intervals beside it."""
-    long, short = (
-        json.loads(path.read_text()) if path.is_file() else None
-        for path in (folder / "results.json", folder / "quick.json")
-    )
-    return markdown(long or {"claims": [], "config": {"date": "never"}}, short)
+    long, short = recorded("results", folder), recorded("quick", folder)
+    return markdown(long or {"claims": [], "config": {"date": "never"}}, short, figures="claims-report.html")
+
+
+def recorded(name: str, folder: Path = RECORDED) -> dict[str, Any] | None:
+    """The content of a recorded run of `normwise claims`, if there is one."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def norms_page() -> str:

@@ -13,6 +13,7 @@ import test_conformance_masks
 import test_conformance_tools
 from conformance import PROMISES
 
+import normwise
 from normwise.cli import main
 from normwise.errors import UsageError
 from normwise.layers import NORMS
@@ -72,6 +73,11 @@ def command(*arguments: str) -> object:
         with pytest.raises(SystemExit) as end:
             main()
     return end.value.code
+
+
+def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"normwise {normwise.__version__}\n"
 
 
 def test_the_command_explains(capsys: pytest.CaptureFixture[str]) -> None:

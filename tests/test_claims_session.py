@@ -7,22 +7,20 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
+from invented_claims import claim, experiment, made, working
 
 from normwise import cli
 from normwise.claims import images, session
-from normwise.claims.claim import Chart, Claim, Experiment, Measures, Part, Published, Run, gap, settings
+from normwise.claims.claim import Measures, Part, Run, gap, settings
 from normwise.claims.content import claims_content
 from normwise.claims.experiments import sizes
 from normwise.claims.gather import Gathered
 from normwise.data import Arrays
 from normwise.errors import UsageError
 from normwise.loading import reproducible
-from normwise.report import claims as page
-from normwise.report import claims_text
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,10 +35,6 @@ def identical(run: Run) -> Measures:
 def shuffled(run: Run) -> Measures:
     """Labels shuffled: chance for both arms, drawn apart."""
     return {"judge": 0.1 + random.Random(f"{run.seed} {run.settings['norm']}").gauss(0, 0.005)}
-
-
-def working(run: Run) -> Measures:
-    return {"judge": 0.5 + 0.3 * (run.settings["norm"] == "b") + 0.001 * (run.seed % 3)}
 
 
 def tuned(run: Run) -> Measures:
@@ -73,21 +67,6 @@ def stopping(run: Run) -> Measures:
         os.kill(os.getppid(), signal.SIGINT)
         time.sleep(0.5)
     return {"judge": 1.0 if run.settings["norm"] == "b" else 0.0, "process": float(os.getpid())}
-
-
-def experiment(measure, rates=()):
-    cells = ("norm=a", "norm=b")
-    rivals = (cells,) if rates else ()
-    return Experiment(measure.__name__, measure, cells, 0.01, 8, rates=rates, rivals=rivals, exact=not rates)
-
-
-def claim(name, measured, sign: Literal[-1, 0, 1] = 1):
-    contrast = gap("norm=b", "norm=a", "judge")
-    parts = (Part("first", "b minus a", contrast, measured.name, sign, 0.05, "a is as good", "points"),)
-    chart = Chart(measured.name, "norm", "judge", "", "norm", "score", "A <caption>.")
-    return Claim(
-        name, "Title & more", "b is better than a.", "row", parts, "design", chart, (Published("x", "y", "read"),)
-    )
 
 
 @pytest.fixture
@@ -234,65 +213,11 @@ def test_another_seed_draws_other_numbers(invented, tmp_path):
     assert "--seed 1" in second["command"]
 
 
-def made(numbers, half=None):
-    one = experiment(working)
-    seeds = {i: {"norm=a": {"judge": 0.0}, "norm=b": {"judge": value}} for i, value in enumerate(numbers)}
-    return claims_content([claim("X", one)], {one.name: Gathered(seeds, {})}, 1, lambda name: f"run {name}")
-
-
 def test_a_seed_that_lacks_a_measurement_is_left_out_and_counted():
     one = experiment(working)
     seeds = {i: {"norm=a": {"judge": 0.0}, "norm=b": {"judge": 0.5} if i else {}} for i in range(4)}
     content = claims_content([claim("X", one)], {one.name: Gathered(seeds, {})}, 1, str)
     assert (content[0]["parts"][0]["seeds"], content[0]["parts"][0]["left_out"]) == (3, 1)
-
-
-def test_the_page_shows_every_number_and_escapes():
-    content = {"claims": made([0.2, 0.21, 0.19, 0.2]), "config": {"budget": "1m", "family": 1}}
-    text = page.render(content)
-    assert "20 points" in text
-    assert "A &lt;caption&gt;." in text
-    assert "<caption>." not in text.replace("A &lt;caption&gt;.", "")
-    assert "run X" in text
-    assert "effect of" in text
-
-
-def test_the_figure_has_a_point_for_each_setting():
-    content = made([0.2, 0.3])
-    (line,) = content[0]["figure"]["lines"]
-    assert [(point["x"], point["mean"]) for point in line["points"]] == [("a", 0.0), ("b", 0.25)]
-
-
-def test_pictures_stand_in_the_page(tmp_path):
-    from normwise.claims.pictures import add_pictures
-
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "X-01-batch on original images.png").write_bytes(b"png")
-    (tmp_path / "pictures" / "X.txt").write_text("Features of nothing.")
-    content = made([0.2, 0.3])
-    add_pictures(content, tmp_path)
-    assert content[0]["figure"]["pictures_note"] == "Features of nothing."
-    assert content[0]["figure"]["pictures"][0]["name"] == "batch on original images"
-    assert 'src="data:image/png;base64,cG5n"' in page.render({"claims": content, "config": {}})
-
-
-def test_without_a_measurement_the_page_says_so(tmp_path: Path):
-    content = claims_content([claim("X", experiment(working))], {}, 1, str)
-    page.write({"claims": content, "config": {"finished": False}}, tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    assert "nothing was measured" in text
-    assert "Interrupted" in text
-
-
-def test_the_documentation_shows_the_recorded_run_and_a_short_one_beside_it():
-    config = {"budget": "60m", "family": 1, "date": "2026-11-22 15:00 UTC", "machine": {"system": "Linux", "cores": 2}}
-    content = {"claims": made([0.2, 0.21, 0.19, 0.2]), "config": config}
-    text = claims_text.markdown(content, {"claims": made([0.1, 0.3])})
-    assert "Recorded 2026-11-22 15:00 UTC" in text
-    assert "| first | 20 points | 19 to 21 points | 4 | supported | - | - | \u2212" in text
-    assert "## X Title & more: ✓ supported" in text
-    assert "run X" in text
-    assert "A \\<caption\\>." in text
 
 
 def test_only_a_finished_run_of_all_claims_is_recorded(tmp_path, monkeypatch):
@@ -303,7 +228,8 @@ def test_only_a_finished_run_of_all_claims_is_recorded(tmp_path, monkeypatch):
     spec.loader.exec_module(record)
     monkeypatch.setattr(record, "RECORDED", tmp_path / "recorded")
     monkeypatch.setattr(record, "RATES", tmp_path / "rates.json")
-    monkeypatch.setattr(record, "CLAIMS", {"X": None})
+    today = claim("X", experiment(working))
+    monkeypatch.setattr(record, "CLAIMS", {"X": replace(today, limits="What is said today.")})
     content = {"claims": made([0.2, 0.3]), "config": {"finished": False, "rates": {"sizes": {"norm=batch": 0.1}}}}
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="not a finished run of all claims"):
@@ -312,4 +238,20 @@ def test_only_a_finished_run_of_all_claims_is_recorded(tmp_path, monkeypatch):
     (tmp_path / "results.json").write_text(json.dumps(content))
     record.main(tmp_path, tmp_path)
     assert json.loads((tmp_path / "rates.json").read_text()) == {"sizes": {"norm=batch": 0.1}}
-    assert (tmp_path / "recorded" / "quick.json").is_file()
+    recorded, quick = (
+        json.loads((tmp_path / "recorded" / f"{name}.json").read_text()) for name in ("results", "quick")
+    )
+    assert quick["config"]["finished"]
+    assert recorded["claims"][0]["limits"] == "What is said today."
+    assert recorded["claims"][0]["parts"] == content["claims"][0]["parts"]
+
+
+def test_bad_input_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="workers must be at least 1, got 0"):
+        session.run_claims(["I2"], out=tmp_path / "run", workers=0)
+    with pytest.raises(UsageError, match=r"names must be a list, even of one, got 'I2'; write \['I2'\]"):
+        session.run("I2", out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"must be a folder that can be written to .*; take another --out"):
+        session.run_claims(["I2"], out=tmp_path / "file" / "run")
+    assert not (tmp_path / "run").exists()

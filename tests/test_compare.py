@@ -268,6 +268,12 @@ def test_a_score_of_its_own_needs_a_delta(tmp_path):
         nw.compare(small_task.Unscored(), ["batch", "none"], [16], budget="60trials", out=tmp_path)
 
 
+@pytest.mark.parametrize(("norms", "sizes"), [("batch", [16]), ({"*": "batch"}, [16]), (["batch"], 16)])
+def test_lists_are_lists_even_of_one(norms, sizes, tmp_path):
+    with pytest.raises(UsageError, match=r"must be a list, even of one, got .*; write \["):
+        nw.compare("digits", norms, sizes, out=tmp_path)
+
+
 def test_unwritable_folder():
     with pytest.raises(UsageError, match="take another --out"):
         nw.compare("digits", ["batch", "none"], [16], out="/proc/nothing")

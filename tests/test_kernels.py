@@ -1,6 +1,7 @@
 """The native kernels against naive arithmetic in float64: layouts, dtypes, ranks, activations, edge cases."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -303,3 +304,9 @@ def test_refusals_say_what_was_wrong():
         torch.ops.normwise.scale_shift(x, torch.ones(6), torch.ones(6), None, None, *kernels.NONE, torch.ones(6))
     with pytest.raises(ValueError, match=r"at least 0, got -0\.1; use the reference"):
         kernels.leaky_relu(-0.1)
+
+
+def test_kernels_older_than_the_code_are_left_alone(monkeypatch):
+    monkeypatch.setattr(kernels, "_OPS", SimpleNamespace(norm=None, moments=None))
+    with pytest.warns(UserWarning, match="kernels are older than the code .no scale_shift.*build them anew"):
+        assert not kernels._load()

@@ -110,6 +110,21 @@ def test_equals_step_by_step(norm: str, act: str, with_residual: bool, last: boo
 
 
 @native
+@norms
+@acts
+@residuals
+def test_a_negative_weight_is_taken_with_its_sign(norm: str, act: str, with_residual: bool) -> None:
+    """In-place ABN takes its size alone, so that a checkpoint of batch norm computes something else there."""
+    made = lively(norm)
+    made.weight.data.neg_()
+    layer, tensors = NormAct(made, ACTS[act]()), given(made, with_residual)
+    y, want = (call(f, tensors, with_residual) for f in (layer, lambda x, r: stepwise(made, ACTS[act](), x, r)))
+    torch.testing.assert_close(y, want)
+    g = torch.randn_like(y)
+    torch.testing.assert_close(torch.autograd.grad(y, tensors, g), torch.autograd.grad(want, tensors, g))
+
+
+@native
 @pytest.mark.parametrize("norm", ["batch", "group", "batch-instance"])
 @acts
 @residuals

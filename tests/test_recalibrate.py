@@ -245,6 +245,11 @@ def test_what_gives_no_batches_is_refused(loader: Any) -> None:
         recalibrate(plain(), loader)
 
 
+def test_a_lazy_norm_must_know_its_channels() -> None:
+    with pytest.raises(UsageError, match="LazyBatchNorm2d must know its channels; run one batch through"):
+        recalibrate(nn.Sequential(nn.LazyBatchNorm2d()), [torch.randn(2, 3, 4, 4)])
+
+
 def test_a_batch_of_one_value_is_skipped() -> None:
     model: Any = nn.Sequential(nn.BatchNorm1d(2))
     x = torch.randn(9, 2)

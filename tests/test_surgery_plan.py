@@ -21,6 +21,7 @@ from normwise.surgery.plan import Plan, operation
 from normwise.surgery.recalibrate import recalibrate
 from normwise.surgery.snapshot import Snapshot
 from normwise.surgery.swap import swap
+from normwise.surgery.sync import sync
 
 VERBS = {
     "swap": lambda model, example, dry_run: swap(model, "group:1", example=example, dry_run=dry_run),
@@ -200,6 +201,8 @@ def test_distributed_models_are_refused() -> None:
         model = nn.parallel.DistributedDataParallel(plain())
         with pytest.raises(UsageError, match="this model is wrapped by DistributedDataParallel; swap the model inside"):
             swap(model, "group:2")
+        with pytest.raises(UsageError, match="wrapped by DistributedDataParallel; sync the model inside"):
+            sync(model)
         del model  # before the process group ends: the other order can wait for itself for ever
     finally:
         distributed.destroy_process_group()

@@ -22,6 +22,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback(invoke_without_command=True)
+def everything(version: Annotated[bool, Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Which normalization should this network use? Measure it."""
+    if version:
+        from normwise import __version__
+
+        print(f"normwise {__version__}")
+        raise typer.Exit
+
+
 Json = Annotated[bool, Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Out = Annotated[Path | None, Option("--out", "-o", help="The run's folder; an earlier run's is continued.")]
 OUT = Annotated[Path | None, Option("-o", "--out", help="Folder for plan.json and weights.safetensors.")]

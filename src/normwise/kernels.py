@@ -3,6 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -180,7 +181,14 @@ def _either(act: Act, floor: Tensor | None) -> tuple[int, float, float, Tensor |
 def _load() -> bool:
     for path in sorted(Path(__file__).parent.glob("_C*.so")):
         torch.ops.load_library(path)
-    if not hasattr(_OPS, "norm"):
+    missing = [name for name in _FAKES if not hasattr(_OPS, name)]
+    if missing:
+        if len(missing) < len(_FAKES):
+            warn(
+                f"normwise: the kernels are older than the code (no {missing[0]}), so that the reference in plain "
+                "PyTorch runs; build them anew: pip install --no-build-isolation -e .",
+                stacklevel=2,
+            )
         return False
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"normwise::{name}")(fake)

@@ -161,12 +161,13 @@ def _figure(chart: Chart, found: Gathered | None) -> Json:
             if any(given.get(name) != value for name, value in chart.only.items()):
                 continue
             columns = chart.columns or ({given[chart.x]: chart.y} if chart.x in given else {})
-            line = series.setdefault(", ".join(given.get(name, "") for name in chart.by.split()).strip(", "), {})
+            line = series.setdefault(", ".join(filter(None, (_named(name, given) for name in chart.by.split()))), {})
             for x, measure in columns.items():
                 if measure in measures:
                     line.setdefault(x, []).append(measures[measure])
     series = {name: line for name, line in series.items() if line}
-    lines = [{"name": name, "points": [_point(x, line[x]) for x in line]} for name, line in series.items()]
+    unnamed = "usual" if len(series) > 1 else ""
+    lines = [{"name": name or unnamed, "points": [_point(x, line[x]) for x in line]} for name, line in series.items()]
     return {
         "x_title": chart.x_title,
         "y_title": chart.y_title,
@@ -177,6 +178,12 @@ def _figure(chart: Chart, found: Gathered | None) -> Json:
         "theory": _theory(chart, lines),
         "pictures": [],
     }
+
+
+def _named(setting: str, given: Mapping[str, str]) -> str:
+    """What a line is called: the setting's value, with its name where the value is a bare number."""
+    value = given.get(setting, "")
+    return f"{setting} {value}" if value[:1].isdigit() else value
 
 
 def _point(x: str, numbers: list[float]) -> Json:

@@ -25,7 +25,7 @@ from normwise.claims.pictures import add_pictures
 from normwise.claims.registry import CLAIMS, EXPERIMENTS, find
 from normwise.claims.schedule import Schedule, make_schedule, pace, seconds_for, seconds_of
 from normwise.data import corrupt, photos, sequences
-from normwise.errors import UsageError
+from normwise.errors import UsageError, make_folder, require_list, require_workers
 from normwise.experiment.content import machine, versions
 from normwise.experiment.drive import Driver
 from normwise.experiment.engine import LocalEngine
@@ -103,10 +103,12 @@ def run_claims(
     workers: int | None = None,
 ) -> Content:
     """The same, as the content of results.json, which also lies in the folder, beside the page."""
-    claims = list({(claim := find(name)).id: claim for name in names or CLAIMS}.values())
+    require_workers(workers)
+    chosen = require_list("names", names) if names else CLAIMS
+    claims = list({(claim := find(name)).id: claim for name in chosen}.values())
     folder = Path(out or Path("runs") / f"claims-{datetime.now():%Y%m%d-%H%M%S}")
     seconds_of(budget)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with room(folder), Lock(folder):
         return Session(claims, budget, folder, seed, workers or default_workers()).run()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from normwise.errors import UsageError
+from normwise.errors import UsageError, make_folder, require_list, require_workers
 from normwise.experiment import race
 from normwise.experiment.arms import Arm, LeftOut, survey
 from normwise.experiment.content import build_content, configuration, next_step, versions
@@ -111,8 +111,8 @@ def compare(
     """
     request = Request(
         task=task if isinstance(task, str) else None,
-        norms=None if norms is None else [_text(norm) for norm in norms],
-        batch_sizes=list(batch_sizes),
+        norms=None if norms is None else [_text(norm) for norm in require_list("norms", norms)],
+        batch_sizes=list(require_list("batch_sizes", batch_sizes)),
         budget=budget,
         epochs=epochs,
         delta=None if delta is None else str(delta),
@@ -146,8 +146,7 @@ def run_request(
                 f"{out} was started from Python: continue it there with nw.compare(task, out={str(out)!r})"
             )
     request = request.complete(from_python=task is not None)
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers must be at least 1, got {workers}")
+    require_workers(workers)
     task = task or resolve(request.task, model=request.model, data=request.data)
     if request.epochs is not None:
         task = task.with_epochs(request.epochs)
@@ -323,7 +322,8 @@ def _rates(outcomes: Iterable[CellOutcome]) -> dict[tuple[str, int], float]:
 
 def _leader(plan: Plan, cell: CellOutcome) -> str:
     standing = cell.standing(race.rule_for(plan, len(cell.arms)))
-    return f"batch size {cell.batch_size}: {standing.named}, regret at most {standing.bounds[standing.named]:.3g}"
+    regret = max(0.0, standing.bounds[standing.named])
+    return f"batch size {cell.batch_size}: {standing.named}, regret at most {regret:.2g}"
 
 
 def _earlier(stored: Content, request: Request) -> Request:
@@ -348,13 +348,7 @@ def _stored(out: str | Path | None) -> Content | None:
 
 def _folder(out: str | Path | None, task: Task) -> Path:
     folder = Path(out) if out else Path("runs") / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{folder} must be a folder that can be written to ({error.strerror}); take another --out"
-        ) from error
-    return folder
+    return make_folder(folder)
 
 
 def _text(norm: str | Mapping[str, str]) -> str:

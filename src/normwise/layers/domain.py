@@ -22,8 +22,8 @@ class DomainNorm(TableNorm):
     """Batch norm with `domains` memories: no domain is standardized with the statistics of another.
 
     `y = (x - mean_dc) / sqrt(var_dc + eps) * weight + bias`, statistics over the samples of domain d
-    (Chang et al., 2019; weight and bias are shared, as in Li et al., 2016). `nw.domain(model, d)` chooses;
-    until then it is domain 0. `running_mean` and `running_var` have shape (domains, C).
+    (Chang et al., 2019; weight and bias are shared, as in Li et al., 2016). `with nw.domain(model, d):`
+    chooses; outside it is domain 0. `running_mean` and `running_var` have shape (domains, C).
 
     >>> x, norm = torch.randn(8, 3), DomainNorm(3, domains=2)
     >>> with domain(norm, 1):
@@ -67,7 +67,7 @@ class DomainNorm(TableNorm):
         if self.current.shape[0] != x.shape[0]:
             raise ValueError(
                 f"DomainNorm: a domain for each sample is needed, got {self.current.shape[0]} for a batch of "
-                f"{x.shape[0]}; choose them by nw.domain(model, domains) for every batch."
+                f"{x.shape[0]}; choose them by `with nw.domain(model, domains):` for every batch."
             )
         if self.remembered()[0] is None and not ops.tracing():
             for d in self.current.unique():

@@ -19,7 +19,7 @@ from normwise.surgery.fold import tolerance
 from normwise.surgery.forward import call, quiet, tensors
 from normwise.surgery.plan import Plan, operation
 from normwise.surgery.record import Unsafe, record
-from normwise.surgery.tape import Tape, containers
+from normwise.surgery.tape import Tape, containers, same_looks
 
 
 def accelerate(model: nn.Module, example: Any = None, *, dry_run: bool = False) -> Plan:
@@ -143,6 +143,9 @@ def _fuse(plan: Plan, path: str, block: Any) -> None:
         plan.leave(path, kind.__name__, f"its norms run by themselves: {why}")
         return
     if tape.joins:
+        known = vars(block).get("_tape")
+        if known is not None and same_looks(known.looks, tape.looks) and known.joins == tape.joins:
+            return  # accelerated before
         block.__class__ = fused_class(kind)
         block._tape = tape
         plan.change(path, kind.__name__, f"{kind.__name__}, fused", "; ".join(map(str, tape.joins)))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from normwise.errors import UsageError
 from normwise.layers.memory import StepMemory, memories
@@ -34,6 +35,9 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
     inside a model in training mode (weights without gradients do not make a norm frozen); modes,
     momentum, random generators. `num_batches_tracked` becomes the number of uses merged. A
     batch that gives a norm one value per channel is skipped, and the plan says so.
+
+    Of several processes each measures its own loader: give all the same batches, or recalibrate the first and
+    let DistributedDataParallel send its buffers on.
 
     Batches: a tensor; a tuple or list, of which the first is the input; a dict, of which `forward`
     gets the entries it knows. `call(model, batch)` runs the forward in any other case.
@@ -76,6 +80,8 @@ def _chosen(plan: Plan, model: nn.Module) -> dict[Any, str]:
     for path, norm in model.named_modules():
         if not isinstance(norm, _NormBase | Recurrent):
             continue
+        if isinstance(norm, LazyModuleMixin):  # it changes its class when it knows them
+            raise UsageError(f"{type(norm).__name__} must know its channels; run one batch through the model first.")
         why = _why_left(model, norm)
         for name, part in (memories(norm) if isinstance(norm, Recurrent) else {"": norm}).items():
             place = ".".join(filter(None, (path, name)))

@@ -5,7 +5,7 @@ from torch import nn
 from normwise.errors import UsageError
 from normwise.layers.recurrent import Recurrent
 from normwise.surgery.find import norm_layers
-from normwise.surgery.plan import Plan
+from normwise.surgery.plan import Plan, require_plain
 from normwise.surgery.swap import swap
 
 
@@ -32,8 +32,7 @@ def unsync(model: nn.Module, *, dry_run: bool = False) -> Plan:
 
 
 def _exchange(verb: str, model: nn.Module, old: str, new: str, dry_run: bool) -> Plan:
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{verb} needs a torch.nn.Module, got {type(model).__name__}.")
+    require_plain(model, verb)
     layers = norm_layers(model)
     found = [layer for layer in layers if layer.what == old]
     steps = [layer.path for layer in layers if isinstance(layer.module, Recurrent) and layer.module.norm == "batch"]

@@ -83,7 +83,7 @@ B2 = Claim(
         "norm",
         "group size",
         "variance of one image's activation over its batch-mates",
-        "The noise falls as 1 / group size; instance norm has none.",
+        "How much one image's activation after one norm varies with its batch-mates, by how many share the statistics.",
         log_x=True,
         log_y=False,
     ),
@@ -103,5 +103,5 @@ B2 = Claim(
         ),
     ),
     pilot="the target loss, the number of images and rounds, the sizes of groups",
-    limits="Only few training images, where regularization can show; accuracy effects this small take tens of seeds.",
+    limits="Few training images, on purpose: regularization has most to do there.",
 )

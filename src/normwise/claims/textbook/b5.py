@@ -65,7 +65,7 @@ B5 = Claim(
         "shape",
         "norm",
         "forward and backward, in copies of the activation",
-        "What a norm's training step costs, as a multiple of copying the activation once.",
+        "What a norm's training step costs, as a multiple of copying the activation once; none: a weight and a bias.",
     ),
     tables=tuple(
         Table(
@@ -87,5 +87,5 @@ B5 = Claim(
         ),
     ),
     pilot="how the clock is read: the order of turns, ratios within a round, the number of rounds",
-    limits="On a CPU, one thread, with this library's kernels where they are built; a GPU divides time differently.",
+    limits="On a CPU, one thread, with this library's kernels where they are built; no GPU was measured.",
 )

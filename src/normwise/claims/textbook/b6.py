@@ -109,8 +109,8 @@ B6 = Claim(
         "norm",
         "values per statistic",
         "growth of the squared gradient per layer",
-        "One curve for two norms: what counts is how many values stand behind one statistic, N x H x W for batch "
-        "norm, H x W for instance norm. The line is the mean-field formula, made for batch norm.",
+        "By how many values stand behind one statistic: N x H x W for batch norm, H x W for instance norm. The line is "
+        "the mean-field formula, which was made for batch norm.",
         only={"gain": None},
         log_x=True,
         theory=growth,

@@ -85,5 +85,5 @@ B7 = Claim(
         ),
     ),
     pilot="the networks, the training length and the grid of rates",
-    limits="Statistics of a test batch are a bet that it is mixed like the training set.",
+    limits="One severity of four corruptions; statistics of a test batch presume that it is mixed as in training.",
 )

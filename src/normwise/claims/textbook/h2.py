@@ -63,7 +63,7 @@ H2 = Claim(
         "",
         "norm",
         "bits per character",
-        "A small transformer on Python's help texts: lower is better.",
+        "A small transformer on Python's help texts: lower is better. The first two parts are drawn under B4.",
         only={"length": None},
     ),
     published=(

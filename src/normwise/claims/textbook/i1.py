@@ -83,5 +83,5 @@ I1 = Claim(
         ),
     ),
     pilot="the weight of the content loss, the number of steps, the size of crops and the grid of rates",
-    limits="A small network and a short training; the network behind the loss is named beside the pictures.",
+    limits="A small network, a short training, few photographs; which network the loss rests on is said below.",
 )

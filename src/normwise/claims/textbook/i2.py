@@ -17,7 +17,7 @@ I2 = Claim(
     id="I2",
     title="Independent of the batch",
     statement="Instance normalization gives the same result whatever the batch and its size.",
-    row="Dependence on batch size",
+    row="Normalization basis",
     parts=(
         Part(
             "outputs in training",
@@ -68,7 +68,7 @@ I2 = Claim(
         "",
         "norm",
         "relative error of the accumulated gradient",
-        "Accumulating micro-batches gives the whole batch's gradient for every norm but batch norm.",
+        "How far the gradient accumulated over micro-batches is from that of the whole batch, by norm.",
         only={"ghost": None},
         log_y=True,
     ),
@@ -79,5 +79,5 @@ I2 = Claim(
             "secondary",
         ),
     ),
-    limits="True of the function. Training still sees the batch size: through the noise and number of its steps.",
+    limits="About the function alone: training also sees the batch size in the noise and number of its steps.",
 )

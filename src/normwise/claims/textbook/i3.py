@@ -97,5 +97,5 @@ I3 = Claim(
         ),
     ),
     pilot=f"on clean images: {B7.pilot}",
-    limits="The sign turns with what style is: noise to be removed, or the very thing that tells classes apart.",
+    limits="The made-up worlds are two ends: contrast is all there is to learn, or all that misleads.",
 )

@@ -16,7 +16,7 @@ I4 = Claim(
     id="I4",
     title="Amplification of noise",
     statement="Instance normalization amplifies noise where an image has little variance.",
-    row="Impact on gradient flow",
+    row="Use case",
     parts=(
         Part(
             "channel flat in this image",
@@ -79,8 +79,8 @@ I4 = Claim(
         "norm",
         "eps",
         "log10 of the noise's gain",
-        "In a channel that is flat in one image, instance norm raises the noise a hundredfold unless eps is large; "
-        "batch norm does where the channel is flat in all.",
+        "The gain in a channel that is flat in one image: 0 is as loud as before, 2 a hundred times as loud. That of a "
+        "channel that is flat in all images stands in the numbers.",
         only={"flat": "here"},
         log_x=True,
     ),
@@ -93,5 +93,5 @@ I4 = Claim(
         ),
     ),
     pilot=f"of the part end to end: {B7.pilot}",
-    limits="A rescaling cannot change signal against noise within a channel: the harm is an empty channel made loud.",
+    limits="Within a plane a norm scales and shifts, which leaves signal against noise as it was.",
 )

@@ -54,5 +54,5 @@ I5 = Claim(
     chart=B5.chart,
     pilot=B5.pilot,
     published=(Published("no timing of instance against batch norm was found in print", "own search", "none"),),
-    limits="What instance norm does save: running statistics, and exchanging statistics between devices.",
+    limits="Not measured: keeping statistics and exchanging them between devices, which instance norm does not.",
 )

@@ -47,9 +47,10 @@ I7 = Claim(
         "dropout",
         "norm",
         "gap in nats at the same training loss",
-        "The gap between judge and training loss at the same training loss; ghost: batch norm over so many images.",
+        "The gap between judge and training loss at the same training loss. ghost: batch norm over so many images; "
+        "usual: without dropout.",
     ),
     published=B2.published[:1],
     pilot=B2.pilot,
-    limits="The mechanism is certain; what it is worth in accuracy is small and takes many seeds to see.",
+    limits="The gap is one of losses at one training loss; what it is worth in accuracy was not judged.",
 )

@@ -88,6 +88,6 @@ ENTRIES = (
         when_not="the source of a sample is not known at inference",
         paper="Chang et al., 2019, arXiv:1906.03950",
         options={"domains": int},
-        option="number of domains (default 2); nw.domain(model, index) chooses",
+        option="number of domains (default 2); the forward within `with nw.domain(model, index):` takes that one",
     ),
 )
