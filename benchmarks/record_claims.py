@@ -2,7 +2,10 @@
 
 normwise claims --out RUN
 normwise claims --budget quick --seed 1 --out QUICK
-python benchmarks/record_claims.py RUN QUICK
+normwise claims --seed 1 --out SECOND
+python benchmarks/record_claims.py RUN [QUICK [SECOND]]
+
+Of the second run, with another seed, only the verdicts are kept: a test reads that none is turned round.
 """
 
 import json
@@ -18,7 +21,7 @@ RECORDED = ROOT / "benchmarks" / "recorded" / "claims"
 RATES = ROOT / "src" / "normwise" / "claims" / "rates.json"
 
 
-def main(run: Path, quick: Path | None = None) -> None:
+def main(run: Path, quick: Path | None = None, second: Path | None = None) -> None:
     """Copies results and keeps the tuned rates; a run that was interrupted or lacks claims is refused."""
     content = json.loads((run / "results.json").read_text())
     missing = CLAIMS.keys() - {claim["id"] for claim in content["claims"]}
@@ -30,6 +33,9 @@ def main(run: Path, quick: Path | None = None) -> None:
     if quick:
         short = json.loads((quick / "results.json").read_text())
         write_atomic(RECORDED / "quick.json", json.dumps(worded(short), indent=1))
+    if second:
+        other = json.loads((second / "results.json").read_text())
+        write_atomic(RECORDED / "second.json", json.dumps(verdicts(other), indent=1))
 
 
 def worded(content: dict[str, Any]) -> dict[str, Any]:
@@ -39,8 +45,25 @@ def worded(content: dict[str, Any]) -> dict[str, Any]:
         today = CLAIMS[claim["id"]]
         claim |= {"row": today.row, "limits": today.limits}
         claim["figure"] |= {"caption": today.chart.caption, "x_title": today.chart.x_title, "pictures": []}
+        for line in claim["figure"]["lines"] if len(claim["figure"]["lines"]) > 1 else ():
+            bare = line["name"][:1].isdigit()
+            line["name"] = f"{today.chart.by} {line['name']}" if bare else line["name"] or "usual"
     return content
 
 
+def verdicts(content: dict[str, Any]) -> dict[str, Any]:
+    """What each claim and each part of it was found to be, with the number behind it."""
+    kept = "name", "verdict", "mean", "low", "high", "seeds"
+    claims = [
+        {
+            "id": claim["id"],
+            "verdict": claim["verdict"],
+            "parts": [{k: part[k] for k in kept} for part in claim["parts"]],
+        }
+        for claim in content["claims"]
+    ]
+    return {"claims": claims, "config": content["config"]}
+
+
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    main(*map(Path, sys.argv[1:4]))

@@ -1,7 +1,9 @@
 """The list of claims: complete, consistent, planned within its budget; what is exact is exact."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from normwise.data import Arrays
 from normwise.errors import UsageError
 from normwise.loading import reproducible
 
+ROOT = Path(__file__).parent.parent
 IDS = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "I1", "I2", "I3", "I4", "I5", "I6", "I7", "R1", "H1", "H2"]
 EVERYTHING = list(EXPERIMENTS.values())
 
@@ -194,3 +197,24 @@ def test_a_timing_process_that_fails_says_why(monkeypatch):
     monkeypatch.setattr(costs, "MODULE", "normwise.no_such_module")
     with pytest.raises(RuntimeError, match="no_such_module"):
         costs.all_of(99)
+
+
+def recorded(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "recorded" / "claims" / f"{name}.json").read_text())
+
+
+def verdicts(run: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """Of every claim and of every part of one."""
+    claims = {(claim["id"], ""): claim["verdict"] for claim in run["claims"]}
+    return claims | {(claim["id"], part["name"]): part["verdict"] for claim in run["claims"] for part in claim["parts"]}
+
+
+def test_of_two_recorded_runs_with_different_seeds_each_decides_and_none_turns_the_other_round():
+    long, second = recorded("results"), recorded("second")
+    assert long["config"]["seed"] != second["config"]["seed"]
+    for run in (long, second):
+        assert [claim["id"] for claim in run["claims"]] == IDS
+        assert sum(claim["verdict"] != "undecided" for claim in run["claims"]) >= 10
+    assert long["config"]["seconds"] >= 3600 >= second["config"]["seconds"]
+    one, other = verdicts(long), verdicts(second)
+    assert not [key for key in one if {one[key], other[key]} == {"supported", "contradicted"}]

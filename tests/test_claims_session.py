@@ -255,3 +255,9 @@ def test_bad_input_is_refused_before_anything_is_measured(tmp_path):
     with pytest.raises(UsageError, match=r"must be a folder that can be written to .*; take another --out"):
         session.run_claims(["I2"], out=tmp_path / "file" / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_time_of_all_sittings_adds_up(invented, tmp_path):
+    invented(CHANCE=shuffled)
+    first = session.run_claims(out=tmp_path, workers=1, budget="1m")["config"]["seconds"]
+    assert session.run_claims(out=tmp_path, workers=1, budget="1m")["config"]["seconds"] > first

@@ -155,10 +155,17 @@ class Session:
             driver.watch = lambda d: self._show(d, seconds, start, progress)
             asked, finished = self._measure(driver, schedule)
             gathered = {name: self._collected(one, ledger) for name, one in asked.items()}
-        content = self._content(gathered, schedule, finished, time.monotonic() - start)
+        content = self._content(gathered, schedule, finished, self._before() + time.monotonic() - start)
         write_atomic(self.folder / "results.json", json.dumps(content, allow_nan=False, indent=1))
         page.write(content, self.folder / "report.html")
         return content
+
+    def _before(self) -> float:
+        """Seconds that earlier sittings in this folder took."""
+        try:
+            return float(json.loads((self.folder / "results.json").read_text())["config"]["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0
 
     @cached_property
     def experiments(self) -> dict[str, Experiment]:
