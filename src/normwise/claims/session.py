@@ -233,7 +233,8 @@ class Session:
             return
         done, running = len(driver.done), len(driver.pending)
         taken = time.monotonic() - start
-        left = max(seconds - taken, taken * running / max(done, 1)) if running else None  # a plan may be overrun
+        at_this_rate = taken * running / done if done else 0.0  # a plan may be overrun
+        left = max(seconds - taken, at_this_rate) if running else None
         progress.update(done, done + running, left, "measuring", running=min(running, self.workers))
 
     def _content(self, gathered: dict[str, Gathered], schedule: Schedule, finished: bool, seconds: float) -> Content:
