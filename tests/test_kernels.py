@@ -78,7 +78,7 @@ def check(shape: tuple[int, ...], layout: str, dtype: torch.dtype, groups: int, 
     close(mean.flatten(), want_mean.detach(), exact)
     close(var.flatten(), want_var.detach(), exact)
     extra = None if r is None or act == "none" else y if code.output_tells else r
-    dx, dw, db, dr = kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, code)
+    dx, dw, db, dr, _ = kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, code)
     for got, grad in zip((dx, dw, db), grads[:3], strict=True):
         close(got, grad, 4 * tolerance)
     if extra is not None:
@@ -174,6 +174,38 @@ def test_a_floor_shares_the_gradient_of_equals_and_hides_no_nan(layout):
     torch.testing.assert_close(sums[:, 4], total[:, 4])
 
 
+def about_zero(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Divides by the root mean square of each pool, eps 0.1; also the mean squares."""
+    n, c, *sides = x.shape
+    pools = x.reshape(1, n, c, 1, -1) if groups == 0 else x.reshape(n, 1, groups, c // groups, -1)
+    square = (pools**2).mean((1, 3, 4), keepdim=True)
+    y = (pools / (square + 0.1).sqrt()).reshape(x.shape)
+    weight, bias = (t.reshape(-1, *[1] * len(sides)) for t in (weight, bias))
+    return y * weight + bias, square.flatten()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [(3, 34, 9, 13), (2, 6, 4, 3, 5), (6, 10), (5, 4, 20, 20)], ids=str)
+def test_norms_about_zero_with_a_floor(shape, dtype, layout):
+    x, g = make(shape, layout, dtype), make(shape, layout, dtype, seed=1)
+    tolerance, tables = TOLERANCE[dtype], torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias, floor = (torch.randn(shape[1], dtype=tables) for _ in range(3))
+    for groups in (0, 2, shape[1]):
+        kind = {"floor": floor, "about_zero": True}
+        y, mean, square = kernels.norm(x, weight, bias, groups, 0.1, **kind)
+        leaves = [t.double().detach().clone().requires_grad_() for t in (x, weight, bias, floor)]
+        pre, want_square = about_zero(*leaves[:3], groups)
+        want = torch.maximum(pre, leaves[3].reshape(-1, *[1] * (x.dim() - 2)))
+        close(y, want.detach(), tolerance)
+        close(square.flatten(), want_square.detach(), max(tolerance, 2e-6) if tables != torch.float64 else tolerance)
+        assert not mean.any()
+        dx, dw, db, nothing, dfloor = kernels.norm_backward(g, x, mean, square, weight, bias, groups, 0.1, **kind)
+        for got, grad in zip((dx, dw, db, dfloor), torch.autograd.grad(want, leaves, g.double()), strict=True):
+            close(got, grad, 4 * tolerance)
+        assert nothing.numel() == 0
+
+
 def test_one_row_of_coefficients_serves_all_instances():
     x = make((3, 5, 4, 4), "contiguous", torch.float32)
     scale, shift = torch.randn(5), torch.randn(1, 5)
@@ -205,6 +237,17 @@ def test_a_large_mean_costs_no_more_digits_than_in_pytorch(layout, ratio):
         dense = x.contiguous()
         theirs = F.batch_norm(dense, None, None, training=True) if groups == 0 else F.group_norm(dense, groups)
         assert (y - want).abs().max() <= 2 * (theirs - want).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("ratio", [0, 1, 1e2, 1e4])
+def test_a_mean_square_has_all_digits_whatever_the_mean(layout, ratio):
+    x = make((4, 32, 24, 24), layout, torch.float32) - 1 + ratio
+    for groups in (0, 4, 32):
+        y, _, square = kernels.norm(x, None, None, groups, 0.1, about_zero=True)
+        want, squares = about_zero(x.double(), torch.ones(32), torch.zeros(32), groups)
+        assert ((square.double().flatten() - squares) / squares).abs().max() < 3e-7
+        assert ((y - want) / want.abs().max()).abs().max() < 4e-7
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
@@ -244,7 +287,7 @@ def test_nothing_in_nothing_out(shape):
     y, mean, var = kernels.norm(x, None, None, 0, 1e-5)
     assert y.shape == x.shape
     assert mean.isnan().all()
-    dx, dw, db, _ = kernels.norm_backward(x, x, mean, var, None, None, 0, 1e-5)
+    dx, dw, db, *_ = kernels.norm_backward(x, x, mean, var, None, None, 0, 1e-5)
     assert dx.shape == x.shape
     assert torch.equal(torch.stack([dw, db]), torch.zeros(2, 4))
 
@@ -276,6 +319,8 @@ def test_opcheck(layout):
         (ops.norm, (x, table[0], None, table[1], table[2].abs(), None, 0, 1e-5, *none)),
         (ops.norm_backward, (g, x, mean, var, None, None, y, 2, 1e-5, *act, False, True)),
         (ops.norm_backward, (g, x, mean, var, None, None, None, 2, 1e-5, *none, False, False)),
+        (ops.norm, (x, None, None, None, None, None, 2, 1e-5, 5, 0.0, 0.0, table[0], True)),
+        (ops.norm_backward, (g, x, mean, var, None, None, None, 2, 1e-5, 5, 0.0, 0.0, False, True, table[0], True)),
     ]:
         torch.library.opcheck(op.default, args)
 
@@ -299,6 +344,8 @@ def test_refusals_say_what_was_wrong():
         kernels.norm_backward(x, x, mean, var, None, None, 2, 1e-5, extra=x[:1], act=kernels.RELU)
     with pytest.raises(RuntimeError, match="floor must have 6 values, got 5"):
         kernels.scale_shift(x, torch.ones(6), torch.ones(6), floor=torch.ones(5))
+    with pytest.raises(RuntimeError, match="floor must have 6 values, got 5"):
+        kernels.norm(x, None, None, 2, 1e-5, floor=torch.ones(5))
     with pytest.raises(RuntimeError, match="a floor comes with activation 5, got 0"):
         torch.ops.normwise.scale_shift(x, torch.ones(6), torch.ones(6), None, None, *kernels.NONE, torch.ones(6))
     with pytest.raises(ValueError, match=r"at least 0, got -0\.1; use the reference"):

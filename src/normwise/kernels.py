@@ -115,14 +115,17 @@ def norm(
     statistics: tuple[Tensor, Tensor] | None = None,
     residual: Tensor | None = None,
     act: Act = NONE,
+    floor: Tensor | None = None,
+    about_zero: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm (groups = 0), group norm, or instance norm (groups = C), with what follows it.
 
     Gives the output, and mean and biased variance: (C,) for batch, else (N, groups); empty where
-    `statistics` (running mean and variance) were given.
+    `statistics` (running mean and variance) were given. `about_zero`: divides by the root mean square and
+    subtracts nothing; the mean is then 0 and the variance the mean square.
     """
     mean, var = statistics or (None, None)
-    return _OPS.norm.default(x, weight, bias, mean, var, residual, groups, eps, *act)
+    return _OPS.norm.default(x, weight, bias, mean, var, residual, groups, eps, *_either(act, floor), about_zero)
 
 
 def norm_backward(
@@ -138,12 +141,17 @@ def norm_backward(
     act: Act = NONE,
     fixed: bool = False,
     need_input: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input, weight, bias and residual (the last empty without `extra`; see `reduce_grad`).
+    floor: Tensor | None = None,
+    about_zero: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, weight, bias, residual (empty without `extra`; see `reduce_grad`) and floor (likewise).
 
     `fixed`: mean and var did not come from x. `bias` matters behind an activation only.
     """
-    return _OPS.norm_backward.default(g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input)
+    code, low, high, floor = _either(act, floor)
+    return _OPS.norm_backward.default(
+        g, x, mean, var, weight, bias, extra, groups, eps, code, low, high, fixed, need_input, floor, about_zero
+    )
 
 
 def _either(act: Act, floor: Tensor | None) -> tuple[int, float, float, Tensor | None]:
@@ -228,10 +236,13 @@ def _fake_backward(
     high: float,
     fixed: bool,
     need_input: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    floor: Tensor | None = None,
+    about_zero: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx = _like(x) if need_input else x.new_empty(0)
     residual = _like(x) if extra is not None and need_input else x.new_empty(0)
-    return dx, _table(x, x.shape[1:2]), _table(x, x.shape[1:2]), residual
+    learned = _table(x, x.shape[1:2]), _table(x, x.shape[1:2])
+    return dx, *learned, residual, _table(x, (0,) if floor is None else x.shape[1:2])
 
 
 def _table(x: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
