@@ -195,7 +195,7 @@ def test_norms_about_zero_with_a_floor(shape, dtype, layout):
         kind = {"floor": floor, "about_zero": True}
         y, mean, square = kernels.norm(x, weight, bias, groups, 0.1, **kind)
         leaves = [t.double().detach().clone().requires_grad_() for t in (x, weight, bias, floor)]
-        pre, want_square = about_zero(*leaves[:3], groups)
+        pre, want_square = about_zero(leaves[0], leaves[1], leaves[2], groups)
         want = torch.maximum(pre, leaves[3].reshape(-1, *[1] * (x.dim() - 2)))
         close(y, want.detach(), tolerance)
         close(square.flatten(), want_square.detach(), max(tolerance, 2e-6) if tables != torch.float64 else tolerance)
