@@ -144,59 +144,56 @@ class Tables {
 };
 
 Tensor scale_shift(const Tensor& given, const Tensor& scale, const Tensor& shift, const Optional& center,
-                   const Optional& residual, int64_t act, double low, double high, const Optional& floor) {
+                   const Optional& residual, int64_t act, double low, double high) {
   check(given);
   const Batch batch(given);
-  const Optional floors = as_floor(floor, given, act);
+  as_floor({}, given, act);
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
   const Optional extra = residual ? Optional(batch.matching(*residual, "residual")) : Optional();
   Tensor out = batch.like();
   if (given.numel() == 0) return out;
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Job<T> job = job_of<T>(batch, activation(act, low, high), floors, extra);
+    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, extra);
     job.out = batch.grid<T>(out), job.table = tables.coefficients<Acc<T>>(batch.shape.c);
     Whole<T>(job, batch.shape).scale_shift();
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, const Optional& center,
-                                               const Optional& scale, const Optional& shift, const Optional& extra,
-                                               int64_t act, double low, double high, const Optional& floor) {
+std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, const Optional& center,
+                                       const Optional& scale, const Optional& shift, const Optional& extra,
+                                       int64_t act, double low, double high) {
   check(given);
   const Batch batch(given);
   const Shape& shape = batch.shape;
-  const Optional floors = as_floor(floor, given, act);
+  as_floor({}, given, act);
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
   const Tensor grad = batch.matching(g, "the gradient");
   const Optional more = as_extra(extra, batch, act);
   Tensor sums = table_like(given, {shape.n, shape.c}, table_dtype(given));
   Tensor products = table_like(given, {shape.n, shape.c}, table_dtype(given));
-  Tensor floored = table_like(given, floor ? Sizes{shape.n, shape.c} : Sizes{0}, table_dtype(given));
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
-    Job<T> job = job_of<T>(batch, activation(act, low, high), floors, more);
+    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, more);
     job.g = batch.grid<const T>(grad), job.table = tables.coefficients<A>(shape.c);
     const int64_t size = shape.n * shape.c;
-    const auto all = numbers<double>(3 * size);
-    double *s = all.get(), *p = s + size, *k = floor ? p + size : nullptr;
-    std::fill_n(s, 3 * size, 0.0);
-    if (given.numel()) Whole<T>(job, shape).reduce_grad(s, p, k);
+    const auto all = numbers<double>(2 * size);
+    double *s = all.get(), *p = s + size;
+    std::fill_n(s, 2 * size, 0.0);
+    if (given.numel()) Whole<T>(job, shape).reduce_grad(s, p);
     std::copy_n(s, size, pointer<A>(sums)), std::copy_n(p, size, pointer<A>(products));
-    if (k) std::copy_n(k, size, pointer<A>(floored));
   });
-  return {sums, products, floored};
+  return {sums, products};
 }
 
 std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, const Tensor& scale, const Tensor& slope,
                                       const Tensor& offset, const Optional& center, const Optional& shift,
-                                      const Optional& extra, int64_t act, double low, double high,
-                                      const Optional& floor) {
+                                      const Optional& extra, int64_t act, double low, double high) {
   check(given);
   const Batch batch(given);
-  const Optional floors = as_floor(floor, given, act);
+  as_floor({}, given, act);
   const Tables tables(batch, {center, scale, shift, slope, offset}, {0, 1, 0, 0, 0});
   const Tensor grad = batch.matching(g, "the gradient");
   const Optional more = as_extra(extra, batch, act);
@@ -204,7 +201,7 @@ std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, cons
   if (given.numel() == 0) return {out, extra_grad};
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Job<T> job = job_of<T>(batch, activation(act, low, high), floors, more);
+    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, more);
     job.g = batch.grid<const T>(grad), job.out = batch.grid<T>(out);
     if (more) job.extra_grad = batch.grid<T>(extra_grad);
     job.table = tables.coefficients<Acc<T>>(batch.shape.c);
@@ -301,11 +298,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
 STABLE_TORCH_LIBRARY(normwise, m) {
   m.def("moments(Tensor x) -> (Tensor, Tensor)");
   m.def("scale_shift(Tensor x, Tensor scale, Tensor shift, Tensor? center, Tensor? residual, int act, float low, "
-        "float high, Tensor? floor=None) -> Tensor");
+        "float high) -> Tensor");
   m.def("reduce_grad(Tensor g, Tensor x, Tensor? center, Tensor? scale, Tensor? shift, Tensor? extra, int act, "
-        "float low, float high, Tensor? floor=None) -> (Tensor, Tensor, Tensor)");
+        "float low, float high) -> (Tensor, Tensor)");
   m.def("apply_grad(Tensor g, Tensor x, Tensor scale, Tensor slope, Tensor offset, Tensor? center, Tensor? shift, "
-        "Tensor? extra, int act, float low, float high, Tensor? floor=None) -> (Tensor, Tensor)");
+        "Tensor? extra, int act, float low, float high) -> (Tensor, Tensor)");
   m.def("norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor? residual, int groups, "
         "float eps, int act, float low, float high, Tensor? floor=None, bool about_zero=False) "
         "-> (Tensor, Tensor, Tensor)");

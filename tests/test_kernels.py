@@ -125,7 +125,7 @@ def test_the_four_kernels_compose(shape, layout):
     close(kernels.scale_shift(x, scale, shift, center, r, kernels.RELU), pre.clamp(min=0), 2e-6)
     gate = g.double() * (pre > 0)
     y = pre.clamp(min=0).float()
-    sums, products, _ = kernels.reduce_grad(g, x, center, scale, shift, y, kernels.RELU)
+    sums, products = kernels.reduce_grad(g, x, center, scale, shift, y, kernels.RELU)
     close(sums, gate.sum(spatial) if spatial else gate, 1e-5)
     deviation = x.double() - wide[0]
     close(products, (gate * deviation).sum(spatial) if spatial else gate * deviation, 1e-5)
@@ -134,44 +134,19 @@ def test_the_four_kernels_compose(shape, layout):
     close(dr, gate, 2e-6)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("shape", [(3, 34, 9, 13), (2, 5, 4, 3, 5), (6, 10), (5, 3, 20, 20)], ids=str)
-def test_a_floor_per_channel_and_its_gradient(shape, dtype, layout):
-    x, g = make(shape, layout, dtype), make(shape, layout, dtype, seed=1)
-    center, scale, shift, slope, offset = (torch.randn(shape[:2]).double() for _ in range(5))
-    floor = torch.randn(shape[1]).double().requires_grad_()
-    wide = [t.reshape(*shape[:2], *[1] * (x.dim() - 2)) for t in (center, scale, shift, slope, offset)]
-    deviation = x.double() - wide[0]
-    pre = (deviation * wide[1] + wide[2]).requires_grad_()
-    want = torch.maximum(pre, floor.reshape(-1, *[1] * (x.dim() - 2)))
-    behind, dfloor = torch.autograd.grad(want, (pre, floor), g.double())
-    tables = [t.float() for t in (center, scale, shift)] if dtype != torch.float64 else [center, scale, shift]
-    low, tolerance = floor.detach().to(tables[0].dtype), TOLERANCE[dtype]
-    close(kernels.scale_shift(x, tables[1], tables[2], tables[0], floor=low), want.detach(), 2 * tolerance)
-    sums, products, floored = kernels.reduce_grad(g, x, tables[0], tables[1], tables[2], floor=low)
-    spatial = tuple(range(2, x.dim()))
-    exact = max(1e-5, tolerance) if dtype != torch.float64 else tolerance
-    for got, values in ((sums, behind), (products, behind * deviation), (floored, g.double() - behind)):
-        close(got, values.sum(spatial) if spatial else values, exact)
-    close(floored.sum(0), dfloor, exact)
-    dx, _ = kernels.apply_grad(g, x, tables[1], slope, offset, tables[0], tables[2], floor=low)
-    close(dx, behind * wide[1] + wide[3] * deviation + wide[4], 4 * tolerance)
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 def test_a_floor_shares_the_gradient_of_equals_and_hides_no_nan(layout):
     nan = float("nan")
     x, floor = make((2, 5, 4, 4), layout, torch.float32) * 0 + 1, torch.tensor([0.0, 1.0, 2.0, nan, -float("inf")])
     x[1, 0, 2, 2] = nan
-    one, zero, g = torch.ones(5), torch.zeros(5), torch.randn(2, 5, 4, 4)
-    want = torch.maximum(x, floor.reshape(-1, 1, 1))
-    torch.testing.assert_close(kernels.scale_shift(x, one, zero, floor=floor), want, equal_nan=True)
-    sums, _, floored = kernels.reduce_grad(g, x, None, one, zero, floor=floor)
-    total = g.sum((2, 3))
-    torch.testing.assert_close(sums[:, 1:3], total[:, 1:3] * torch.tensor([0.5, 0.0]))
-    torch.testing.assert_close(floored[:, 1:3], total[:, 1:3] * torch.tensor([0.5, 1.0]))
-    torch.testing.assert_close(sums[:, 4], total[:, 4])
+    given, g = (torch.zeros(5), torch.ones(5)), torch.randn(2, 5, 4, 4)  # statistics that change nothing
+    y, *_ = kernels.norm(x, None, None, 0, 0.0, given, floor=floor)
+    torch.testing.assert_close(y, torch.maximum(x, floor.reshape(-1, 1, 1)), equal_nan=True)
+    _, _, sums, _, floored = kernels.norm_backward(g, x, *given, None, None, 0, 0.0, fixed=True, floor=floor)
+    total = g.sum((0, 2, 3))
+    torch.testing.assert_close(sums[1:3], total[1:3] * torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(floored[1:3], total[1:3] * torch.tensor([0.5, 1.0]))
+    torch.testing.assert_close(sums[4], total[4])
 
 
 def about_zero(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -310,10 +285,7 @@ def test_opcheck(layout):
     for op, args in [
         (ops.moments, (x,)),
         (ops.scale_shift, (x, table, table, None, g, *act)),
-        (ops.scale_shift, (x, table, table, None, None, 5, 0.0, 0.0, table[0])),
         (ops.reduce_grad, (g, x, table, None, None, None, *none)),
-        (ops.reduce_grad, (g, x, table, table, table, None, 5, 0.0, 0.0, table[0])),
-        (ops.apply_grad, (g, x, table, table, table, None, None, None, 5, 0.0, 0.0, table[0])),
         (ops.apply_grad, (g, x, table, table, table, None, None, y, *act)),
         (ops.norm, (x, None, None, None, None, g, 2, 1e-5, *act)),
         (ops.norm, (x, table[0], None, table[1], table[2].abs(), None, 0, 1e-5, *none)),
@@ -343,10 +315,8 @@ def test_refusals_say_what_was_wrong():
     with pytest.raises(RuntimeError, match="extra must have the shape of the input"):
         kernels.norm_backward(x, x, mean, var, None, None, 2, 1e-5, extra=x[:1], act=kernels.RELU)
     with pytest.raises(RuntimeError, match="floor must have 6 values, got 5"):
-        kernels.scale_shift(x, torch.ones(6), torch.ones(6), floor=torch.ones(5))
-    with pytest.raises(RuntimeError, match="floor must have 6 values, got 5"):
         kernels.norm(x, None, None, 2, 1e-5, floor=torch.ones(5))
     with pytest.raises(RuntimeError, match="a floor comes with activation 5, got 0"):
-        torch.ops.normwise.scale_shift(x, torch.ones(6), torch.ones(6), None, None, *kernels.NONE, torch.ones(6))
+        torch.ops.normwise.norm(x, None, None, None, None, None, 2, 1e-5, *kernels.NONE, torch.ones(6))
     with pytest.raises(ValueError, match=r"at least 0, got -0\.1; use the reference"):
         kernels.leaky_relu(-0.1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from normwise import kernels, ops
 from normwise.layers.base import PlaneNorm
 from normwise.ops import Affine
-from normwise.table import Moments, convert
+from normwise.table import Moments, align, convert, planes
 
 _TYPES = (Tensor, nn.Parameter)
 
@@ -48,7 +48,9 @@ def _by_the_table(
     x: Tensor, weight: Any, bias: Any, threshold: Tensor, eps: float, mask: Tensor | None = None
 ) -> Tensor:
     """Whatever x is, and differentiable as often as one likes."""
-    return ops.normalize(x, partial(_rule, eps=eps), (weight, bias), mask=mask, floor=threshold)
+    y = ops.normalize(x, partial(_rule, eps=eps), (weight, bias), mask=mask)
+    y = torch.maximum(y, convert(planes(threshold[None], y), y.dtype))
+    return y if mask is None else y.masked_fill(~align(mask, y), 0)
 
 
 def _serves(x: Tensor, *learned: Tensor | None) -> bool:
