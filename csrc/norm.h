@@ -1,4 +1,4 @@
-// Batch, instance and group norm in one call each way: moments, pool, coefficients, apply.
+// Batch, instance, group and filter response norm in one call each way: moments, pool, coefficients, apply.
 #pragma once
 #include <cmath>
 
@@ -10,6 +10,7 @@ namespace normwise {
 template <class A> struct Affine {
   const A *weight, *bias;
   double eps;
+  bool about_zero;  // divides by the root mean square and subtracts nothing: the mean is 0, the variance about it
   double scale(int64_t c) const { return weight ? weight[c] : 1; }
   double shift(int64_t c) const { return bias ? bias[c] : 0; }
 };
@@ -24,7 +25,7 @@ template <class T> class Norm {
         groups(job), grouped(groups, merged ? Shape{shape.n, pool.groups, unit * shape.s, shape.rows} : shape),
         coefficients(numbers<A>(5 * (pool.batch ? 1 : shape.n) * shape.c)),
         statistics(pool.batch ? shape.c : shape.n * pool.groups),
-        sums(numbers<double>((2 * shape.n + 2) * shape.c + 3 * statistics)) {
+        sums(numbers<double>(((job.floor ? 3 : 2) * shape.n + 2) * shape.c + 3 * statistics)) {
     A* table = coefficients.get();
     const int64_t size = (pool.batch ? 1 : shape.n) * shape.c;
     center = table, scale = table + size, shift = table + 2 * size, slope = table + 3 * size;
@@ -34,6 +35,7 @@ template <class T> class Norm {
     count = double(shape.s) * double(unit) * double(pool.batch ? shape.n : 1);
     first = sums.get(), second = first + shape.n * shape.c, total = second + shape.n * shape.c;
     rstd = total + 2 * shape.c, center_of = rstd + statistics, deviations_of = center_of + statistics;
+    floored = job.floor ? deviations_of + statistics : nullptr;
     if (pool.batch) center_of = total, deviations_of = total + shape.c;
   }
 
@@ -60,13 +62,13 @@ template <class T> class Norm {
     whole.scale_shift();
   }
 
-  // Gradients of input, weight and bias; `fixed`: the moments did not depend on the input.
-  void backward(const A* mean, const A* var, bool fixed, bool input, A* weight_grad, A* bias_grad) {
+  // Gradients of input, weight, bias and floor; `fixed`: the moments did not depend on the input.
+  void backward(const A* mean, const A* var, bool fixed, bool input, A* weight_grad, A* bias_grad, A* floor_grad) {
     by_regions(
         job, whole, pool, 3,
         [&](const Region& r) {
           set_given(r, mean, var);
-          whole.reduce_grad(r, first, second);
+          whole.reduce_grad(r, first, second, floored);
           if (pool.batch) set_totals(r);
           if (!input) return;
           set_backward(r, fixed);
@@ -74,13 +76,16 @@ template <class T> class Norm {
         },
         [&] {
           set_given(everything(), mean, var);
-          whole.reduce_grad(first, second);
+          whole.reduce_grad(first, second, floored);
           if (pool.batch) set_totals(everything());
           if (!input) return;
           set_backward(everything(), fixed);
           whole.apply_grad();
         });
     set_affine_grads(weight_grad, bias_grad);
+    if (!floored) return;
+    add_rows(everything(), total, [&](int64_t at, int64_t) { return floored[at]; });
+    std::copy_n(total, shape.c, floor_grad);
   }
 
  private:
@@ -121,7 +126,8 @@ template <class T> class Norm {
         center_of[i] = all.mean, deviations_of[i] = all.deviations;
       }
       for (int64_t i = k; i < end; ++i) {
-        const double variance = deviations_of[i] / count;
+        double variance = deviations_of[i] / count;
+        if (affine.about_zero) variance += center_of[i] * center_of[i], center_of[i] = 0;
         mean[i] = A(center_of[i]), var[i] = A(variance), rstd[i] = 1 / std::sqrt(variance + affine.eps);
       }
       set_affine(k, end, c, at);
@@ -172,7 +178,7 @@ template <class T> class Norm {
 
   void set_slope(int64_t k, int64_t at, int64_t channels, double sum, double product) {
     const double share = rstd[k] / count;
-    const A steep = A(-product * share * rstd[k] * rstd[k]), level = A(-sum * share);
+    const A steep = A(-product * share * rstd[k] * rstd[k]), level = affine.about_zero ? A(0) : A(-sum * share);
     for (int64_t c = 0; c < channels; ++c) slope[at + c] = steep, offset[at + c] = level;
   }
 
@@ -208,6 +214,7 @@ template <class T> class Norm {
   double *first, *second;  // N x C: means and deviations, or sums and products
   double* total;           // 2 x C: these of the whole batch
   double *rstd, *center_of, *deviations_of;  // one of each per statistic
+  double* floored;                           // N x C, or null: the part of the gradient that is the floor's
 };
 
 }  // namespace normwise

@@ -77,6 +77,16 @@ Optional as_extra(const Optional& extra, const Batch& batch, int64_t act) {
   return batch.matching(*extra, "extra");
 }
 
+// What most jobs start from.
+template <class T>
+Job<T> job_of(const Batch& batch, const Activation& act, const Optional& floor, const Optional& extra) {
+  Job<T> job;
+  job.stream = batch.x.numel() * int64_t(sizeof(T)) >= kPast;
+  job.x = batch.grid<const T>(batch.x), job.act = act, job.floor = pointer<Acc<T>>(floor);
+  if (extra) job.extra = batch.grid<const T>(*extra);
+  return job;
+}
+
 // --- the four kernels on tables of N x C or 1 x C ---
 
 std::tuple<Tensor, Tensor> moments(const Tensor& given) {
@@ -134,66 +144,56 @@ class Tables {
 };
 
 Tensor scale_shift(const Tensor& given, const Tensor& scale, const Tensor& shift, const Optional& center,
-                   const Optional& residual, int64_t act, double low, double high, const Optional& floor) {
+                   const Optional& residual, int64_t act, double low, double high) {
   check(given);
   const Batch batch(given);
-  const Optional floors = as_floor(floor, given, act);
+  as_floor({}, given, act);
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
   const Optional extra = residual ? Optional(batch.matching(*residual, "residual")) : Optional();
   Tensor out = batch.like();
   if (given.numel() == 0) return out;
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Job<T> job;
-    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
-    job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out);
-    if (extra) job.extra = batch.grid<const T>(*extra);
-    job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
-    job.floor = pointer<Acc<T>>(floors);
+    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, extra);
+    job.out = batch.grid<T>(out), job.table = tables.coefficients<Acc<T>>(batch.shape.c);
     Whole<T>(job, batch.shape).scale_shift();
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, const Optional& center,
-                                               const Optional& scale, const Optional& shift, const Optional& extra,
-                                               int64_t act, double low, double high, const Optional& floor) {
+std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, const Optional& center,
+                                       const Optional& scale, const Optional& shift, const Optional& extra,
+                                       int64_t act, double low, double high) {
   check(given);
   const Batch batch(given);
   const Shape& shape = batch.shape;
-  const Optional floors = as_floor(floor, given, act);
+  as_floor({}, given, act);
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
   const Tensor grad = batch.matching(g, "the gradient");
   const Optional more = as_extra(extra, batch, act);
   Tensor sums = table_like(given, {shape.n, shape.c}, table_dtype(given));
   Tensor products = table_like(given, {shape.n, shape.c}, table_dtype(given));
-  Tensor floored = table_like(given, floor ? Sizes{shape.n, shape.c} : Sizes{0}, table_dtype(given));
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
-    Job<T> job;
-    job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad);
-    if (more) job.extra = batch.grid<const T>(*more);
-    job.table = tables.coefficients<A>(shape.c), job.act = activation(act, low, high);
-    job.floor = pointer<A>(floors);
+    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, more);
+    job.g = batch.grid<const T>(grad), job.table = tables.coefficients<A>(shape.c);
     const int64_t size = shape.n * shape.c;
-    const auto all = numbers<double>(3 * size);
-    double *s = all.get(), *p = s + size, *k = floor ? p + size : nullptr;
-    std::fill_n(s, 3 * size, 0.0);
-    if (given.numel()) Whole<T>(job, shape).reduce_grad(s, p, k);
+    const auto all = numbers<double>(2 * size);
+    double *s = all.get(), *p = s + size;
+    std::fill_n(s, 2 * size, 0.0);
+    if (given.numel()) Whole<T>(job, shape).reduce_grad(s, p);
     std::copy_n(s, size, pointer<A>(sums)), std::copy_n(p, size, pointer<A>(products));
-    if (k) std::copy_n(k, size, pointer<A>(floored));
   });
-  return {sums, products, floored};
+  return {sums, products};
 }
 
 std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, const Tensor& scale, const Tensor& slope,
                                       const Tensor& offset, const Optional& center, const Optional& shift,
-                                      const Optional& extra, int64_t act, double low, double high,
-                                      const Optional& floor) {
+                                      const Optional& extra, int64_t act, double low, double high) {
   check(given);
   const Batch batch(given);
-  const Optional floors = as_floor(floor, given, act);
+  as_floor({}, given, act);
   const Tables tables(batch, {center, scale, shift, slope, offset}, {0, 1, 0, 0, 0});
   const Tensor grad = batch.matching(g, "the gradient");
   const Optional more = as_extra(extra, batch, act);
@@ -201,12 +201,10 @@ std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, cons
   if (given.numel() == 0) return {out, extra_grad};
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Job<T> job;
-    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
-    job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.out = batch.grid<T>(out);
-    if (more) job.extra = batch.grid<const T>(*more), job.extra_grad = batch.grid<T>(extra_grad);
-    job.table = tables.coefficients<Acc<T>>(batch.shape.c), job.act = activation(act, low, high);
-    job.floor = pointer<Acc<T>>(floors);
+    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, more);
+    job.g = batch.grid<const T>(grad), job.out = batch.grid<T>(out);
+    if (more) job.extra_grad = batch.grid<T>(extra_grad);
+    job.table = tables.coefficients<Acc<T>>(batch.shape.c);
     Whole<T>(job, batch.shape).apply_grad();
   });
   return {out, extra_grad};
@@ -222,11 +220,12 @@ Pool pool_of(const Shape& shape, int64_t groups) {
 
 std::tuple<Tensor, Tensor, Tensor> norm(const Tensor& given, const Optional& weight, const Optional& bias,
                                         const Optional& mean, const Optional& var, const Optional& residual,
-                                        int64_t groups, double eps, int64_t act, double low, double high) {
+                                        int64_t groups, double eps, int64_t act, double low, double high,
+                                        const Optional& floor, bool about_zero) {
   check(given);
   const Batch batch(given);
   const Pool pool = pool_of(batch.shape, groups);
-  as_floor({}, given, act);
+  const Optional floors = as_floor(floor, given, act);
   const Sizes sizes = pool.batch ? Sizes{batch.shape.c} : Sizes{batch.shape.n, groups};
   const int64_t size = pool.batch ? sizes[0] : sizes[0] * sizes[1];
   const Optional w = as_table(weight, given, batch.shape.c, "weight"), b = as_table(bias, given, batch.shape.c, "bias");
@@ -244,27 +243,25 @@ std::tuple<Tensor, Tensor, Tensor> norm(const Tensor& given, const Optional& wei
       std::fill_n(pointer<A>(new_var), new_var.numel(), A(NAN));
       return;
     }
-    Job<T> job;
-    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
+    Job<T> job = job_of<T>(batch, activation(act, low, high), floors, extra);
+    job.out = batch.grid<T>(out);
     Shape shape = batch.shape;
-    job.x = batch.grid<const T>(batch.x), job.out = batch.grid<T>(out), job.act = activation(act, low, high);
-    if (extra) job.extra = batch.grid<const T>(*extra);
     if (pool.batch) join_instances(job, shape);
-    Norm<T> norm(job, shape, pool, {pointer<A>(w), pointer<A>(b), eps});
+    Norm<T> norm(job, shape, pool, {pointer<A>(w), pointer<A>(b), eps, about_zero});
     if (m) norm.forward_given(pointer<A>(m), pointer<A>(v));
     else norm.forward(pointer<A>(new_mean), pointer<A>(new_var));
   });
   return {out, new_mean, new_var};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
     const Tensor& g, const Tensor& given, const Tensor& mean, const Tensor& var, const Optional& weight,
     const Optional& bias, const Optional& extra, int64_t groups, double eps, int64_t act, double low, double high,
-    bool fixed, bool input) {
+    bool fixed, bool input, const Optional& floor, bool about_zero) {
   check(given);
   const Batch batch(given);
   const Pool pool = pool_of(batch.shape, groups);
-  as_floor({}, given, act);
+  const Optional floors = as_floor(floor, given, act);
   const int64_t channels = batch.shape.c, size = pool.batch ? channels : batch.shape.n * groups;
   const Optional w = as_table(weight, given, channels, "weight"), b = as_table(bias, given, channels, "bias");
   const Optional m = as_table(mean, given, size, "mean"), v = as_table(var, given, size, "var");
@@ -274,26 +271,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
   Tensor extra_grad = input && extra ? batch.like() : table_like(given, {0}, given.scalar_type());
   Tensor weight_grad = table_like(given, {channels}, table_dtype(given));
   Tensor bias_grad = table_like(given, {channels}, table_dtype(given));
+  Tensor floor_grad = table_like(given, {floor ? channels : 0}, table_dtype(given));
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
-    A *wg = pointer<A>(weight_grad), *bg = pointer<A>(bias_grad);
+    A *wg = pointer<A>(weight_grad), *bg = pointer<A>(bias_grad), *fg = pointer<A>(floor_grad);
     if (given.numel() == 0) {
-      std::fill_n(wg, channels, A(0)), std::fill_n(bg, channels, A(0));
+      std::fill_n(wg, channels, A(0)), std::fill_n(bg, channels, A(0)), std::fill_n(fg, floor_grad.numel(), A(0));
       return;
     }
-    Job<T> job;
-    job.stream = given.numel() * int64_t(sizeof(T)) >= kPast;
-    Shape shape = batch.shape;
-    job.x = batch.grid<const T>(batch.x), job.g = batch.grid<const T>(grad), job.act = activation(act, low, high);
+    Job<T> job = job_of<T>(batch, activation(act, low, high), floors, more);
+    job.g = batch.grid<const T>(grad);
     if (input) job.out = batch.grid<T>(out);
-    if (more) job.extra = batch.grid<const T>(*more);
     if (more && input) job.extra_grad = batch.grid<T>(extra_grad);
+    Shape shape = batch.shape;
     if (pool.batch) join_instances(job, shape);
-    Norm<T>(job, shape, pool, {pointer<A>(w), pointer<A>(b), eps})
-        .backward(pointer<A>(m), pointer<A>(v), fixed, input, wg, bg);
+    Norm<T>(job, shape, pool, {pointer<A>(w), pointer<A>(b), eps, about_zero})
+        .backward(pointer<A>(m), pointer<A>(v), fixed, input, wg, bg, fg);
   });
-  return {out, weight_grad, bias_grad, extra_grad};
+  return {out, weight_grad, bias_grad, extra_grad, floor_grad};
 }
 
 }  // namespace
@@ -302,16 +298,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
 STABLE_TORCH_LIBRARY(normwise, m) {
   m.def("moments(Tensor x) -> (Tensor, Tensor)");
   m.def("scale_shift(Tensor x, Tensor scale, Tensor shift, Tensor? center, Tensor? residual, int act, float low, "
-        "float high, Tensor? floor=None) -> Tensor");
+        "float high) -> Tensor");
   m.def("reduce_grad(Tensor g, Tensor x, Tensor? center, Tensor? scale, Tensor? shift, Tensor? extra, int act, "
-        "float low, float high, Tensor? floor=None) -> (Tensor, Tensor, Tensor)");
+        "float low, float high) -> (Tensor, Tensor)");
   m.def("apply_grad(Tensor g, Tensor x, Tensor scale, Tensor slope, Tensor offset, Tensor? center, Tensor? shift, "
-        "Tensor? extra, int act, float low, float high, Tensor? floor=None) -> (Tensor, Tensor)");
+        "Tensor? extra, int act, float low, float high) -> (Tensor, Tensor)");
   m.def("norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor? residual, int groups, "
-        "float eps, int act, float low, float high) -> (Tensor, Tensor, Tensor)");
+        "float eps, int act, float low, float high, Tensor? floor=None, bool about_zero=False) "
+        "-> (Tensor, Tensor, Tensor)");
   m.def("norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? extra, "
-        "int groups, float eps, int act, float low, float high, bool fixed, bool input) "
-        "-> (Tensor, Tensor, Tensor, Tensor)");
+        "int groups, float eps, int act, float low, float high, bool fixed, bool input, Tensor? floor=None, "
+        "bool about_zero=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(normwise, CPU, m) {

@@ -92,11 +92,13 @@ template <class T> class Whole {
     }
   }
 
-  void reduce_grad(const Region& r, double* sums, double* products) const {
+  void reduce_grad(const Region& r, double* sums, double* products, double* floored = nullptr) const {
     for (int64_t n = r.n0; n < r.n1; ++n) {
       const int64_t at = n * shape.c + r.c0;
       std::fill_n(sums + at, r.c1 - r.c0, 0.0), std::fill_n(products + at, r.c1 - r.c0, 0.0);
-      kernels.reduce_grad[act][extra](job, {n, r.c0, r.c1, 0, shape.s}, sums + at, products + at, nullptr);
+      if (floored) std::fill_n(floored + at, r.c1 - r.c0, 0.0);
+      kernels.reduce_grad[act][extra](job, {n, r.c0, r.c1, 0, shape.s}, sums + at, products + at,
+                                      floored ? floored + at : nullptr);
     }
   }
 

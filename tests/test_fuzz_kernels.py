@@ -41,11 +41,12 @@ def laid_out(shape: tuple[int, ...], layout: tuple[list[int], int, bool], dtype:
     return cut[..., :1].expand(shape) if expanded and shape[-1] else cut
 
 
-def naive(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-    """Batch norm for 0 groups, else group norm, with eps 0.1."""
+def naive(x: Tensor, weight: Tensor, bias: Tensor, groups: int, about_zero: bool) -> Tensor:
+    """Batch norm for 0 groups, else group norm, with eps 0.1; about zero nothing is subtracted."""
     n, c = x.shape[:2]
     z = x.reshape(n, c, -1).transpose(0, 1).reshape(1, c, -1) if groups == 0 else x.reshape(n, groups, -1)
-    z = (z - z.mean(2, keepdim=True)) / (z.var(2, correction=0, keepdim=True) + 0.1).sqrt()
+    z = z if about_zero else z - z.mean(2, keepdim=True)
+    z = z / ((z**2).mean(2, keepdim=True) + 0.1).sqrt()
     z = z.reshape(c, n, -1).transpose(0, 1) if groups == 0 else z
     return (z.reshape(n, c, -1) * weight[:, None] + bias[:, None]).reshape(x.shape)
 
@@ -60,33 +61,38 @@ def close(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
     shape=shapes,
     layout=st.tuples(layouts, layouts, layouts),
     dtype=st.sampled_from(sorted(TOLERANCE, key=str)),
-    act=st.sampled_from(sorted(ACTS)),
+    act=st.sampled_from([*sorted(ACTS), "floor"]),
     residual=st.booleans(),
+    about_zero=st.booleans(),
     which=st.integers(0, 5),
 )
-def test_any_call_equals_naive_arithmetic(shape, layout, dtype, act, residual, which):
+def test_any_call_equals_naive_arithmetic(shape, layout, dtype, act, residual, about_zero, which):
     size = (shape[0], shape[1], *shape[2])
     divisors = [0] + [d for d in range(1, size[1] + 1) if size[1] % d == 0]
     groups = divisors[which % len(divisors)]
     x, g, r = (laid_out(size, one, dtype, seed) for seed, one in enumerate(layout))
     weight, bias = torch.rand(size[1]) + 0.5, torch.randn(size[1])
-    code, function = ACTS[act]
-    y, mean, var = kernels.norm(x, weight, bias, groups, 0.1, residual=r if residual else None, act=code)
+    floor = torch.randn(size[1]) if act == "floor" else None
+    code, function = ACTS.get(act, ACTS["none"])
+    kind = {"floor": floor, "about_zero": about_zero}
+    y, mean, var = kernels.norm(x, weight, bias, groups, 0.1, residual=r if residual else None, act=code, **kind)
     extra = None if not residual or act == "none" else y if code.output_tells else r
-    dx, dw, db, dr = kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, code)
+    dx, dw, db, dr, dfloor = kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, code, **kind)
     assert y.shape == dx.shape == x.shape
     if x.numel() == 0:
-        assert not torch.cat([dw, db]).any()
+        assert not torch.cat([dw, db, dfloor]).any()
         return
-    leaves = [t.double().requires_grad_() for t in (x, weight, bias, r)]
-    lx, lw, lb, lr = leaves
-    before = naive(lx, lw, lb, groups) + (lr if residual else 0)
-    want = function(before)
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias, r, *([] if floor is None else [floor]))]
+    lx, lw, lb, lr, *low = leaves
+    before = naive(lx, lw, lb, groups, about_zero) + (lr if residual else 0)
+    kink = low[0].reshape(-1, *[1] * len(shape[2])).expand_as(before) if low else torch.zeros(())
+    want = torch.maximum(before, kink) if low else function(before)
     # where rounding decides on which side of a kink a value lies, its gradient is anybody's
-    clear = before.detach().abs() > TOLERANCE[dtype] * 10
+    clear = (before - kink).detach().abs() > TOLERANCE[dtype] * 10
     if clear.all() or act in ("none", "silu", "gelu"):
-        grads = torch.autograd.grad(want, leaves if residual else leaves[:3], g.double())
-        for got, right in zip([dx, dw, db] + ([] if extra is None else [dr]), grads, strict=False):
+        found = [(dx, lx), (dw, lw), (db, lb)] + ([] if extra is None else [(dr, lr)]) + [(dfloor, t) for t in low]
+        grads = torch.autograd.grad(want, [leaf for _, leaf in found], g.double())
+        for (got, _), right in zip(found, grads, strict=True):
             close(got, right, dtype)
     close(y, want.detach(), dtype)
 
@@ -113,11 +119,11 @@ def test_nothing_behind_the_input_is_read(dtype):
             torch.randn(3, *((*sides, 21) if form != "contiguous" else (21, *sides))).to(dtype) for _ in range(3)
         )
         x, g, r = (fenced(t.movedim(-1, 1) if form != "contiguous" else t) for t in (x, g, r))
-        weight, bias = fenced(torch.rand(21)), fenced(torch.randn(21))
-        for act in (kernels.NONE, kernels.SILU):
-            y, mean, var = kernels.norm(x, weight, bias, groups, 0.1, residual=r, act=act)
-            extra = None if act == kernels.NONE else r
-            kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, act)
+        weight, bias, low = fenced(torch.rand(21)), fenced(torch.randn(21)), fenced(torch.randn(21))
+        for act, floor in ((kernels.NONE, None), (kernels.SILU, None), (kernels.NONE, low)):
+            y, mean, var = kernels.norm(x, weight, bias, groups, 0.1, residual=r, act=act, floor=floor)
+            extra = None if act == kernels.NONE and floor is None else r
+            kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, act, floor=floor)
             assert y.isfinite().all()
 
 
@@ -152,12 +158,16 @@ CASES += [((1, 1, 300, 301), 1), ((1, 3, 300, 301), 0), ((1, 6, 203, 201), 2)]  
 
 
 def both_ways(shape: tuple[int, ...], groups: int, last: bool) -> list[Tensor]:
-    """Output, statistics and all gradients of one call on fixed numbers."""
+    """Outputs, statistics and all gradients on fixed numbers: of a plain norm, and about zero with a floor."""
     generator = torch.Generator().manual_seed(1)
     form = torch.channels_last if last else torch.contiguous_format
     x, g = (torch.randn(shape, generator=generator).contiguous(memory_format=form) for _ in range(2))
-    y, mean, var = kernels.norm(x, None, None, groups, 1e-5)
-    return [y, mean, var, *kernels.norm_backward(g, x, mean, var, None, None, groups, 1e-5)[:3]]
+    floor = torch.where(torch.arange(shape[1]) % 2 > 0, 9.0, -9.0)  # far from all values: see the kink above
+    found = []
+    for kind in ({}, {"floor": floor, "about_zero": True}):
+        y, mean, var = kernels.norm(x, None, None, groups, 1e-5, **kind)
+        found += [y, mean, var, *kernels.norm_backward(g, x, mean, var, None, None, groups, 1e-5, **kind)]
+    return [t for t in found if t.numel()]
 
 
 @pytest.mark.parametrize("last", [False, True])

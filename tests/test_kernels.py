@@ -79,7 +79,7 @@ def check(shape: tuple[int, ...], layout: str, dtype: torch.dtype, groups: int, 
     close(mean.flatten(), want_mean.detach(), exact)
     close(var.flatten(), want_var.detach(), exact)
     extra = None if r is None or act == "none" else y if code.output_tells else r
-    dx, dw, db, dr = kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, code)
+    dx, dw, db, dr, _ = kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, code)
     for got, grad in zip((dx, dw, db), grads[:3], strict=True):
         close(got, grad, 4 * tolerance)
     if extra is not None:
@@ -126,7 +126,7 @@ def test_the_four_kernels_compose(shape, layout):
     close(kernels.scale_shift(x, scale, shift, center, r, kernels.RELU), pre.clamp(min=0), 2e-6)
     gate = g.double() * (pre > 0)
     y = pre.clamp(min=0).float()
-    sums, products, _ = kernels.reduce_grad(g, x, center, scale, shift, y, kernels.RELU)
+    sums, products = kernels.reduce_grad(g, x, center, scale, shift, y, kernels.RELU)
     close(sums, gate.sum(spatial) if spatial else gate, 1e-5)
     deviation = x.double() - wide[0]
     close(products, (gate * deviation).sum(spatial) if spatial else gate * deviation, 1e-5)
@@ -135,44 +135,51 @@ def test_the_four_kernels_compose(shape, layout):
     close(dr, gate, 2e-6)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("shape", [(3, 34, 9, 13), (2, 5, 4, 3, 5), (6, 10), (5, 3, 20, 20)], ids=str)
-def test_a_floor_per_channel_and_its_gradient(shape, dtype, layout):
-    x, g = make(shape, layout, dtype), make(shape, layout, dtype, seed=1)
-    center, scale, shift, slope, offset = (torch.randn(shape[:2]).double() for _ in range(5))
-    floor = torch.randn(shape[1]).double().requires_grad_()
-    wide = [t.reshape(*shape[:2], *[1] * (x.dim() - 2)) for t in (center, scale, shift, slope, offset)]
-    deviation = x.double() - wide[0]
-    pre = (deviation * wide[1] + wide[2]).requires_grad_()
-    want = torch.maximum(pre, floor.reshape(-1, *[1] * (x.dim() - 2)))
-    behind, dfloor = torch.autograd.grad(want, (pre, floor), g.double())
-    tables = [t.float() for t in (center, scale, shift)] if dtype != torch.float64 else [center, scale, shift]
-    low, tolerance = floor.detach().to(tables[0].dtype), TOLERANCE[dtype]
-    close(kernels.scale_shift(x, tables[1], tables[2], tables[0], floor=low), want.detach(), 2 * tolerance)
-    sums, products, floored = kernels.reduce_grad(g, x, tables[0], tables[1], tables[2], floor=low)
-    spatial = tuple(range(2, x.dim()))
-    exact = max(1e-5, tolerance) if dtype != torch.float64 else tolerance
-    for got, values in ((sums, behind), (products, behind * deviation), (floored, g.double() - behind)):
-        close(got, values.sum(spatial) if spatial else values, exact)
-    close(floored.sum(0), dfloor, exact)
-    dx, _ = kernels.apply_grad(g, x, tables[1], slope, offset, tables[0], tables[2], floor=low)
-    close(dx, behind * wide[1] + wide[3] * deviation + wide[4], 4 * tolerance)
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 def test_a_floor_shares_the_gradient_of_equals_and_hides_no_nan(layout):
     nan = float("nan")
     x, floor = make((2, 5, 4, 4), layout, torch.float32) * 0 + 1, torch.tensor([0.0, 1.0, 2.0, nan, -float("inf")])
     x[1, 0, 2, 2] = nan
-    one, zero, g = torch.ones(5), torch.zeros(5), torch.randn(2, 5, 4, 4)
-    want = torch.maximum(x, floor.reshape(-1, 1, 1))
-    torch.testing.assert_close(kernels.scale_shift(x, one, zero, floor=floor), want, equal_nan=True)
-    sums, _, floored = kernels.reduce_grad(g, x, None, one, zero, floor=floor)
-    total = g.sum((2, 3))
-    torch.testing.assert_close(sums[:, 1:3], total[:, 1:3] * torch.tensor([0.5, 0.0]))
-    torch.testing.assert_close(floored[:, 1:3], total[:, 1:3] * torch.tensor([0.5, 1.0]))
-    torch.testing.assert_close(sums[:, 4], total[:, 4])
+    given, g = (torch.zeros(5), torch.ones(5)), torch.randn(2, 5, 4, 4)  # statistics that change nothing
+    y, *_ = kernels.norm(x, None, None, 0, 0.0, given, floor=floor)
+    torch.testing.assert_close(y, torch.maximum(x, floor.reshape(-1, 1, 1)), equal_nan=True)
+    _, _, sums, _, floored = kernels.norm_backward(g, x, *given, None, None, 0, 0.0, fixed=True, floor=floor)
+    total = g.sum((0, 2, 3))
+    torch.testing.assert_close(sums[1:3], total[1:3] * torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(floored[1:3], total[1:3] * torch.tensor([0.5, 1.0]))
+    torch.testing.assert_close(sums[4], total[4])
+
+
+def about_zero(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Divides by the root mean square of each pool, eps 0.1; also the mean squares."""
+    n, c, *sides = x.shape
+    pools = x.reshape(1, n, c, 1, -1) if groups == 0 else x.reshape(n, 1, groups, c // groups, -1)
+    square = (pools**2).mean((1, 3, 4), keepdim=True)
+    y = (pools / (square + 0.1).sqrt()).reshape(x.shape)
+    weight, bias = (t.reshape(-1, *[1] * len(sides)) for t in (weight, bias))
+    return y * weight + bias, square.flatten()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [(3, 34, 9, 13), (2, 6, 4, 3, 5), (6, 10), (5, 4, 20, 20)], ids=str)
+def test_norms_about_zero_with_a_floor(shape, dtype, layout):
+    x, g = make(shape, layout, dtype), make(shape, layout, dtype, seed=1)
+    tolerance, tables = TOLERANCE[dtype], torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias, floor = (torch.randn(shape[1], dtype=tables) for _ in range(3))
+    for groups in (0, 2, shape[1]):
+        kind = {"floor": floor, "about_zero": True}
+        y, mean, square = kernels.norm(x, weight, bias, groups, 0.1, **kind)
+        leaves = [t.double().detach().clone().requires_grad_() for t in (x, weight, bias, floor)]
+        pre, want_square = about_zero(leaves[0], leaves[1], leaves[2], groups)
+        want = torch.maximum(pre, leaves[3].reshape(-1, *[1] * (x.dim() - 2)))
+        close(y, want.detach(), tolerance)
+        close(square.flatten(), want_square.detach(), max(tolerance, 2e-6) if tables != torch.float64 else tolerance)
+        assert not mean.any()
+        dx, dw, db, nothing, dfloor = kernels.norm_backward(g, x, mean, square, weight, bias, groups, 0.1, **kind)
+        for got, grad in zip((dx, dw, db, dfloor), torch.autograd.grad(want, leaves, g.double()), strict=True):
+            close(got, grad, 4 * tolerance)
+        assert nothing.numel() == 0
 
 
 def test_one_row_of_coefficients_serves_all_instances():
@@ -206,6 +213,17 @@ def test_a_large_mean_costs_no_more_digits_than_in_pytorch(layout, ratio):
         dense = x.contiguous()
         theirs = F.batch_norm(dense, None, None, training=True) if groups == 0 else F.group_norm(dense, groups)
         assert (y - want).abs().max() <= 2 * (theirs - want).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("ratio", [0, 1, 1e2, 1e4])
+def test_a_mean_square_has_all_digits_whatever_the_mean(layout, ratio):
+    x = make((4, 32, 24, 24), layout, torch.float32) - 1 + ratio
+    for groups in (0, 4, 32):
+        y, _, square = kernels.norm(x, None, None, groups, 0.1, about_zero=True)
+        want, squares = about_zero(x.double(), torch.ones(32), torch.zeros(32), groups)
+        assert ((square.double().flatten() - squares) / squares).abs().max() < 3e-7
+        assert ((y - want) / want.abs().max()).abs().max() < 4e-7
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
@@ -245,7 +263,7 @@ def test_nothing_in_nothing_out(shape):
     y, mean, var = kernels.norm(x, None, None, 0, 1e-5)
     assert y.shape == x.shape
     assert mean.isnan().all()
-    dx, dw, db, _ = kernels.norm_backward(x, x, mean, var, None, None, 0, 1e-5)
+    dx, dw, db, *_ = kernels.norm_backward(x, x, mean, var, None, None, 0, 1e-5)
     assert dx.shape == x.shape
     assert torch.equal(torch.stack([dw, db]), torch.zeros(2, 4))
 
@@ -268,15 +286,14 @@ def test_opcheck(layout):
     for op, args in [
         (ops.moments, (x,)),
         (ops.scale_shift, (x, table, table, None, g, *act)),
-        (ops.scale_shift, (x, table, table, None, None, 5, 0.0, 0.0, table[0])),
         (ops.reduce_grad, (g, x, table, None, None, None, *none)),
-        (ops.reduce_grad, (g, x, table, table, table, None, 5, 0.0, 0.0, table[0])),
-        (ops.apply_grad, (g, x, table, table, table, None, None, None, 5, 0.0, 0.0, table[0])),
         (ops.apply_grad, (g, x, table, table, table, None, None, y, *act)),
         (ops.norm, (x, None, None, None, None, g, 2, 1e-5, *act)),
         (ops.norm, (x, table[0], None, table[1], table[2].abs(), None, 0, 1e-5, *none)),
         (ops.norm_backward, (g, x, mean, var, None, None, y, 2, 1e-5, *act, False, True)),
         (ops.norm_backward, (g, x, mean, var, None, None, None, 2, 1e-5, *none, False, False)),
+        (ops.norm, (x, None, None, None, None, None, 2, 1e-5, 5, 0.0, 0.0, table[0], True)),
+        (ops.norm_backward, (g, x, mean, var, None, None, None, 2, 1e-5, 5, 0.0, 0.0, False, True, table[0], True)),
     ]:
         torch.library.opcheck(op.default, args)
 
@@ -299,9 +316,9 @@ def test_refusals_say_what_was_wrong():
     with pytest.raises(RuntimeError, match="extra must have the shape of the input"):
         kernels.norm_backward(x, x, mean, var, None, None, 2, 1e-5, extra=x[:1], act=kernels.RELU)
     with pytest.raises(RuntimeError, match="floor must have 6 values, got 5"):
-        kernels.scale_shift(x, torch.ones(6), torch.ones(6), floor=torch.ones(5))
+        kernels.norm(x, None, None, 2, 1e-5, floor=torch.ones(5))
     with pytest.raises(RuntimeError, match="a floor comes with activation 5, got 0"):
-        torch.ops.normwise.scale_shift(x, torch.ones(6), torch.ones(6), None, None, *kernels.NONE, torch.ones(6))
+        torch.ops.normwise.norm(x, None, None, None, None, None, 2, 1e-5, *kernels.NONE, torch.ones(6))
     with pytest.raises(ValueError, match=r"at least 0, got -0\.1; use the reference"):
         kernels.leaky_relu(-0.1)
 

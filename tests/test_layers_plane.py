@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normwise as nw
 from normwise.layers import base
 from normwise.layers.blend import box
+from normwise.table import wide
 
 
 @pytest.fixture(autouse=True)
@@ -164,3 +165,80 @@ def test_switchable_norm_can_choose_one_pool(chosen: int) -> None:
 def test_instance_norm_ignores_contrast() -> None:
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(nw.InstanceNorm(3)(7 * x - 3), nw.InstanceNorm(3)(x), rtol=1e-3, atol=1e-4)
+
+
+def response(x: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor) -> Tensor:
+    """Filter response norm as its paper writes it."""
+    weight, bias, threshold = (t.reshape(-1, 1, 1) for t in (weight, bias, threshold))
+    return torch.maximum(x / (x**2).mean((2, 3), keepdim=True).add(1e-5).sqrt() * weight + bias, threshold)
+
+
+def filter_response(dtype: torch.dtype = torch.float32) -> nw.FilterResponseNorm:
+    norm = nw.FilterResponseNorm(6, dtype=dtype)
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.2, 0.8)
+    return norm
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 3e-2}
+in_one_node = pytest.mark.skipif(nw.backend() != "native", reason="the kernels were not built")
+
+
+@in_one_node
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("learned", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_filter_response_in_one_node(dtype: torch.dtype, learned: torch.dtype, layout: torch.memory_format) -> None:
+    x = (torch.randn(4, 6, 8, 9) * 2 + 1).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    norm, g = filter_response(learned), torch.randn(4, 6, 8, 9).to(dtype)
+    y = norm(x)
+    assert type(y.grad_fn).__name__ == "_ResponseBackward"
+    inputs = [x, norm.weight, norm.bias, norm.threshold]
+    found = [y, *torch.autograd.grad(y, inputs, g)]
+    leaves = [t.detach().double().requires_grad_() for t in inputs]
+    want = response(leaves[0], *leaves[1:])
+    right = [want.detach(), *torch.autograd.grad(want, leaves, g.double())]
+    for got, exact, like in zip(found, right, [x, *inputs], strict=True):
+        assert got.dtype == like.dtype
+        tolerance = max(TOLERANCE[like.dtype], TOLERANCE[wide(dtype)])
+        torch.testing.assert_close(got.double(), exact, rtol=tolerance, atol=tolerance * exact.abs().max().item())
+
+
+@in_one_node
+@pytest.mark.parametrize("needed", range(4))
+def test_filter_response_gives_the_gradients_that_are_asked_for(needed: int) -> None:
+    norm, x = filter_response(torch.float64).requires_grad_(False), torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    inputs = [x, norm.weight, norm.bias, norm.threshold]
+    leaf = inputs[needed].requires_grad_()
+    others, many = [t.detach() for t in inputs], torch.randn(3, 2, 6, 4, 5, dtype=torch.float64)
+    others[needed] = other = leaf.detach().clone().requires_grad_()
+    y, want = norm(x), response(others[0], *others[1:])
+    (found,) = torch.autograd.grad(y, leaf, many[0], retain_graph=True)
+    (twice,) = torch.autograd.grad(y, leaf, many[0], create_graph=True)
+    (each,) = torch.autograd.grad(y, leaf, many, is_grads_batched=True)
+    for i, got in [(0, found), (0, twice), *enumerate(each)]:
+        torch.testing.assert_close(got, torch.autograd.grad(want, other, many[i], retain_graph=True)[0])
+
+
+@in_one_node
+def test_filter_response_keeps_the_input_and_a_table() -> None:
+    norm, x, kept = filter_response(), torch.randn(4, 6, 40, 40, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.nbytes), t)[1], lambda t: t):
+        y = norm(x)
+    assert x.nbytes < sum(kept) <= 1.01 * x.nbytes
+    with torch.no_grad():
+        assert norm(x).grad_fn is None
+        torch.testing.assert_close(norm(x), y, rtol=0, atol=0)
+        everything = torch.ones(4, 40, 40, dtype=torch.bool)
+        torch.testing.assert_close(norm(x, everything), y)  # the table's way
+
+
+@in_one_node
+def test_filter_response_of_nothing_and_of_one_value() -> None:
+    norm = filter_response()
+    y = norm(torch.empty(0, 6, 3, 3, requires_grad=True))
+    y.sum().backward()
+    assert y.shape == (0, 6, 3, 3)
+    assert all(p.grad is not None and not p.grad.any() for p in norm.parameters())
+    x = torch.randn(5, 6, 1, 1)
+    torch.testing.assert_close(norm(x), response(x, norm.weight, norm.bias, norm.threshold))

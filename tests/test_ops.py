@@ -18,7 +18,6 @@ from torch.utils.checkpoint import (
 from normwise import kernels, ops
 from normwise.ops import Affine, normalize, reference, standardize
 from normwise.table import Moments
-from normwise.tail import Tail
 
 Function = Callable[..., Tensor]
 
@@ -379,10 +378,3 @@ def test_empty_batches_and_sliced_inputs() -> None:
     torch.testing.assert_close(
         normalize(x, lambda table: standardize(table, 1e-5)), torch.nn.functional.instance_norm(x)
     )
-
-
-def test_a_floor_and_a_tail_together_are_refused():
-    x = torch.randn(2, 3, 4, 4)
-    for tail in (Tail(act=kernels.RELU), Tail(x)):
-        with pytest.raises(ValueError, match="a floor stands in place of a tail, got both"):
-            normalize(x, lambda table: standardize(table, 1e-5), tail=tail, floor=torch.zeros(3))

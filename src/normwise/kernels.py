@@ -65,13 +65,9 @@ def scale_shift(
     center: Tensor | None = None,
     residual: Tensor | None = None,
     act: Act = NONE,
-    floor: Tensor | None = None,
 ) -> Tensor:
-    """`act((x - center) * scale + shift + residual)`; coefficients are tables (N, C), (1, C) or (C,).
-
-    `floor` (C,) in place of an activation: what the output does not fall below.
-    """
-    return _OPS.scale_shift(x, scale, shift, center, residual, *_either(act, floor))
+    """`act((x - center) * scale + shift + residual)`; coefficients are tables (N, C), (1, C) or (C,)."""
+    return _OPS.scale_shift(x, scale, shift, center, residual, *act)
 
 
 def reduce_grad(
@@ -82,14 +78,12 @@ def reduce_grad(
     shift: Tensor | None = None,
     extra: Tensor | None = None,
     act: Act = NONE,
-    floor: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Sums of g and of `g * (x - center)` over every plane, g taken behind the activation.
 
-    `extra`, if there was a residual: the output where `act.output_tells`, else the residual. Third, with a
-    `floor`, the sum of what its gradient is (else empty): where the output equals it, half of g, as in torch.maximum.
+    `extra`, if there was a residual: the output where `act.output_tells`, else the residual.
     """
-    return _OPS.reduce_grad(g, x, center, scale, shift, extra, *_either(act, floor))
+    return _OPS.reduce_grad(g, x, center, scale, shift, extra, *act)
 
 
 def apply_grad(
@@ -102,10 +96,9 @@ def apply_grad(
     shift: Tensor | None = None,
     extra: Tensor | None = None,
     act: Act = NONE,
-    floor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`scale * g + slope * (x - center) + offset`, and with `extra` the gradient of the residual (else empty)."""
-    return _OPS.apply_grad(g, x, scale, slope, offset, center, shift, extra, *_either(act, floor))
+    return _OPS.apply_grad(g, x, scale, slope, offset, center, shift, extra, *act)
 
 
 def norm(
@@ -117,14 +110,18 @@ def norm(
     statistics: tuple[Tensor, Tensor] | None = None,
     residual: Tensor | None = None,
     act: Act = NONE,
+    floor: Tensor | None = None,
+    about_zero: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm (groups = 0), group norm, or instance norm (groups = C), with what follows it.
 
     Gives the output, and mean and biased variance: (C,) for batch, else (N, groups); empty where
-    `statistics` (running mean and variance) were given.
+    `statistics` (running mean and variance) were given. `about_zero`: divides by the root mean square and
+    subtracts nothing; the mean is then 0 and the variance the mean square. `floor` (C,), in place of an
+    activation: what the output does not fall below.
     """
     mean, var = statistics or (None, None)
-    return _OPS.norm.default(x, weight, bias, mean, var, residual, groups, eps, *act)
+    return _OPS.norm.default(x, weight, bias, mean, var, residual, groups, eps, *_either(act, floor), about_zero)
 
 
 def norm_backward(
@@ -140,12 +137,18 @@ def norm_backward(
     act: Act = NONE,
     fixed: bool = False,
     need_input: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input, weight, bias and residual (the last empty without `extra`; see `reduce_grad`).
+    floor: Tensor | None = None,
+    about_zero: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, weight, bias, residual (empty without `extra`; see `reduce_grad`) and floor (likewise).
 
-    `fixed`: mean and var did not come from x. `bias` matters behind an activation only.
+    `fixed`: mean and var did not come from x. `bias` matters behind an activation only. Where the output
+    equals the floor, each side gets half of g, as in torch.maximum.
     """
-    return _OPS.norm_backward.default(g, x, mean, var, weight, bias, extra, groups, eps, *act, fixed, need_input)
+    code, low, high, floor = _either(act, floor)
+    return _OPS.norm_backward.default(
+        g, x, mean, var, weight, bias, extra, groups, eps, code, low, high, fixed, need_input, floor, about_zero
+    )
 
 
 def remember(
@@ -203,19 +206,8 @@ def _fake_scale_shift(x: Tensor, *others: object) -> Tensor:
     return _like(x)
 
 
-def _fake_reduce_grad(
-    g: Tensor,
-    x: Tensor,
-    center: object,
-    scale: object,
-    shift: object,
-    extra: object,
-    act: int,
-    low: float,
-    high: float,
-    floor: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _table(x, x.shape[:2]), _table(x, x.shape[:2]), _table(x, (0,) if floor is None else x.shape[:2])
+def _fake_reduce_grad(g: Tensor, x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return _table(x, x.shape[:2]), _table(x, x.shape[:2])
 
 
 def _fake_apply_grad(
@@ -261,10 +253,13 @@ def _fake_backward(
     high: float,
     fixed: bool,
     need_input: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    floor: Tensor | None = None,
+    about_zero: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx = _like(x) if need_input else x.new_empty(0)
     residual = _like(x) if extra is not None and need_input else x.new_empty(0)
-    return dx, _table(x, x.shape[1:2]), _table(x, x.shape[1:2]), residual
+    learned = _table(x, x.shape[1:2]), _table(x, x.shape[1:2])
+    return dx, *learned, residual, _table(x, (0,) if floor is None else x.shape[1:2])
 
 
 def _table(x: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:

@@ -58,35 +58,31 @@ def normalize(
     mask: Tensor | None = None,
     observe: Observe | None = None,
     tail: Tail = NOTHING,
-    floor: Tensor | None = None,
 ) -> Tensor:
     """Scales and shifts every plane of x as `rule(table, *tensors)` says.
 
     The rule is a pure function from the table of moments and all tensors it learns to an `Affine`.
     Where `mask` is False the output is 0 and the input has no influence. `observe` is called once,
-    with the detached table: so a norm remembers. `tail` follows in the same pass, where the kernels run;
-    or `floor` (C,), below which the output does not fall.
+    with the detached table: so a norm remembers. `tail` follows in the same pass, where the kernels run.
 
     >>> x = torch.randn(2, 3, 4, 4)
     >>> y = normalize(x, lambda table: standardize(table, eps=1e-5))
     >>> bool(torch.allclose(y, torch.nn.functional.instance_norm(x), atol=1e-5))
     True
     """
-    if floor is not None and (tail.residual is not None or tail.act != kernels.NONE):
-        raise ValueError("normalize: a floor stands in place of a tail, got both; apply the tail to the result.")
-    known = all(t is None or type(t) in _TYPES for t in (x, floor, *tensors)) and not tracing()
-    native = known and mask is None and understood(x) and all(t is None or t.is_cpu for t in (floor, *tensors))
+    known = all(t is None or type(t) in _TYPES for t in (x, *tensors)) and not tracing()
+    native = known and mask is None and understood(x) and all(t is None or t.is_cpu for t in tensors)
     if known and torch.is_grad_enabled():
-        follow = (tail.residual, floor, tail.act) if native else (None, None, kernels.NONE)
+        follow = tail if native else NOTHING
         y = _Normalize.apply(x, mask, *follow, rule, observe, native, *tensors)
     elif native:
         table = _moments(x)
         if observe is not None:
             observe(table)
-        y = _scale_shift(x, rule(table, *tensors), tail, floor)
+        y = _scale_shift(x, rule(table, *tensors), tail)
     else:
         y = reference(x, rule, tensors, mask=mask, observe=observe)
-    return y if native else tail(_floored(y, floor, mask))
+    return y if native else tail(y)
 
 
 def reference(
@@ -140,7 +136,6 @@ class _Normalize(torch.autograd.Function):
         x: Tensor,
         mask: Tensor | None,
         residual: Tensor | None,
-        floor: Tensor | None,
         act: kernels.Act,
         rule: Rule,
         observe: Observe | None,
@@ -157,44 +152,42 @@ class _Normalize(torch.autograd.Function):
         if observe is not None:
             observe(_detached(table))
         fixed, tail = Affine(*(value.detach() for value in affine)), Tail(residual, act)
-        y = _scale_shift(x, fixed, tail, floor) if native else _apply(x, fixed, mask)
-        ctx.save_for_backward(x, mask, tail.kept(y), floor, *tensors)
+        y = _scale_shift(x, fixed, tail) if native else _apply(x, fixed, mask)
+        ctx.save_for_backward(x, mask, tail.kept(y), *tensors)
         ctx.rule, ctx.table, ctx.leaves, ctx.affine, ctx.native, ctx.act = rule, table, leaves, affine, native, act
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, extra, floor, *tensors = ctx.saved_tensors
-        need_residual, need_floor = ctx.needs_input_grad[2:4]
+        x, mask, extra, *tensors = ctx.saved_tensors
+        need_residual = ctx.needs_input_grad[2]
         if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
-            dx, extra, floor, *rest = _reference_grads(grads[0], x, mask, extra, floor, tensors, ctx)
+            dx, extra, *rest = _reference_grads(grads[0], x, mask, extra, tensors, ctx)
         elif ctx.native:
-            dx, extra, floor, *rest = _native_grads(grads[0], x, extra, floor, ctx)
+            dx, extra, *rest = _native_grads(grads[0], x, extra, ctx)
         else:
             dx, *rest = _grads(grads[0], x, mask, ctx)
-        after = extra if need_residual else None, floor if need_floor else None
-        return dx, None, *after, *(None,) * (_FIXED - 4), *rest
+        return dx, None, extra if need_residual else None, *(None,) * (_FIXED - 3), *rest
 
 
-_FIXED = 8  # arguments of the node before the tensors of the rule
+_FIXED = 7  # arguments of the node before the tensors of the rule
 
 
-def _native_grads(g: Tensor, x: Tensor, extra: Tensor | None, floor: Tensor | None, ctx: Any) -> list[Tensor | None]:
-    """As `_grads`, by the kernels; the second and third are the gradients of residual and floor."""
+def _native_grads(g: Tensor, x: Tensor, extra: Tensor | None, ctx: Any) -> list[Tensor | None]:
+    """As `_grads`, by the kernels; the second is the gradient of the residual."""
     table: Moments = ctx.table
     center, scale, shift = (value.detach() for value in ctx.affine)
-    sum_g, sum_gx, floored = kernels.reduce_grad(g, x, center, scale, shift, extra, ctx.act, floor)
-    dfloor = None if floor is None else convert(floored.sum(0), floor.dtype)
+    sum_g, sum_gx = kernels.reduce_grad(g, x, center, scale, shift, extra, ctx.act)
     dmean, dvar, *rest = _backward(ctx.affine, (-scale * sum_g, sum_gx, sum_g), [table.mean, table.var, *ctx.leaves])
     need_x, _, need_residual = ctx.needs_input_grad[:3]
     residual = g if need_residual and ctx.act == kernels.NONE else None
     if not need_x and (residual is not None or not need_residual):
-        return [None, residual, dfloor, *rest]
+        return [None, residual, *rest]
     zero = torch.zeros_like(scale)
     slope = zero if dvar is None else dvar * (2 / table.count)
     offset = (zero if dmean is None else dmean / table.count) + slope * (center - table.mean.detach())
-    dx, behind = kernels.apply_grad(g, x, scale, slope, offset, center, shift, extra, ctx.act, floor)
-    return [dx if need_x else None, behind if residual is None else residual, dfloor, *rest]
+    dx, behind = kernels.apply_grad(g, x, scale, slope, offset, center, shift, extra, ctx.act)
+    return [dx if need_x else None, behind if residual is None else residual, *rest]
 
 
 def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor | None]:
@@ -222,15 +215,14 @@ def _reference_grads(
     x: Tensor,
     mask: Tensor | None,
     extra: Tensor | None,
-    floor: Tensor | None,
     tensors: Sequence[Any],
     ctx: Any,
 ) -> list[Tensor | None]:
     # views, so that a tensor computed from x is not followed back into x
-    x, (floor, *tensors) = x.view_as(x), (None if t is None else t.view_as(t) for t in (floor, *tensors))
-    y = _floored(reference(x, ctx.rule, tensors, mask=mask), floor, mask)
+    x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
+    y = reference(x, ctx.rule, tensors, mask=mask)
     y, residual = again(y, extra, ctx.act, ctx.needs_input_grad[2])
-    return _backward((y,), (g,), [x, residual, floor, *tensors], create_graph=True)
+    return _backward((y,), (g,), [x, residual, *tensors], create_graph=True)
 
 
 def _backward(
@@ -252,10 +244,6 @@ def _apply(x: Tensor, affine: Affine, mask: Tensor | None) -> Tensor:
     return convert(_fill(y, mask), x.dtype)
 
 
-def _floored(y: Tensor, floor: Tensor | None, mask: Tensor | None) -> Tensor:
-    return y if floor is None else _fill(torch.maximum(y, convert(planes(floor[None], y), y.dtype)), mask)
-
-
 def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~align(mask, x), 0)
 
@@ -264,9 +252,9 @@ def _moments(x: Tensor) -> Moments:
     return Moments(*kernels.moments(x), x.shape[2:].numel())
 
 
-def _scale_shift(x: Tensor, affine: Affine, tail: Tail, floor: Tensor | None) -> Tensor:
+def _scale_shift(x: Tensor, affine: Affine, tail: Tail) -> Tensor:
     center, scale, shift = affine
-    return kernels.scale_shift(x, scale, shift, center, tail.residual, tail.act, floor)
+    return kernels.scale_shift(x, scale, shift, center, *tail)
 
 
 def _leaf(t: Any, need: bool) -> Any:

@@ -160,7 +160,7 @@ class _Norm(torch.autograd.Function):
         x, weight, bias, extra, mean, var = ctx.saved_tensors
         through = needs[3] and ctx.act == kernels.NONE  # the gradient of the residual is g itself
         need_input = needs[0] or (needs[3] and not through)
-        dx, dweight, dbias, behind = kernels.norm_backward(
+        dx, dweight, dbias, behind, _ = kernels.norm_backward(
             g, x, mean, var, weight, bias, ctx.groups, ctx.eps, extra, ctx.act, ctx.fixed, need_input
         )
         return (

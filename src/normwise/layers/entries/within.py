@@ -66,7 +66,7 @@ ENTRIES = (
         paper="Singh and Krishnan, 2020, arXiv:1911.09737",
         cannot={
             CONSTANT: "it does not subtract the mean",
-            ONE_ACTIVATION: "the threshold keeps what it compares beside x",
+            ONE_ACTIVATION: "without the native kernels the threshold keeps what it compares beside x",
         },
     ),
     NormEntry(
