@@ -66,7 +66,11 @@ def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
         return _masked_moments(x, align(mask, x))
     if x.dim() == 2:
         return Moments(x, torch.zeros_like(x), 1)
-    var, mean = torch.var_mean(x, dim=tuple(range(2, x.dim())), correction=0)
+    axes = tuple(range(2, x.dim()))
+    followed = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not followed and not len(x):  # of which var_mean says that it has too few values
+        return Moments(x.mean(axes), x.square().mean(axes), x.shape[2:].numel())
+    var, mean = torch.var_mean(x, dim=axes, correction=0)
     return Moments(mean, var, x.shape[2:].numel())
 
 

@@ -92,9 +92,13 @@ class TableNorm(PlaneNorm):
     def normalize(self, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
         if self.tracks is not None and self.remembered()[0] is None:
             check_batch(self, x, mask)
-        if mask is None and not ops.tracing() and not len(x):
-            mask = x.new_ones(x.shape[2:], dtype=torch.bool)  # so that nothing is divided by the number of instances
+        mask = mask_of_nothing(x) if mask is None else mask
         return ops.normalize(x, self.rule(), self.tensors(), mask=mask, observe=self.observe, tail=tail)
+
+
+def mask_of_nothing(x: Tensor) -> Tensor | None:
+    """For a batch without instances a mask, so that nothing is divided by their number; else None."""
+    return None if ops.tracing() or len(x) else x.new_ones(x.shape[2:], dtype=torch.bool)
 
 
 def leaf(module: nn.Module, x: Any, *rest: Any) -> Any:
