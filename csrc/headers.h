@@ -2,6 +2,7 @@
 // for AVX-512 would otherwise replace the plain one at link time.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>

@@ -59,6 +59,8 @@ template <class T> struct Kernels {
   // adds to sums the sum of g' and to products the sum of g' * (x - center); g' is g behind the activation; for
   // floor also, to floored, the sum of g - g'
   void (*reduce_grad[kActs][2])(const Job<T>&, const Tile&, double* sums, double* products, double* floored);
+  // the same and out = scale * g', extra_grad = g': the gradient where the moments are fixed
+  void (*fixed_grad[kActs][2])(const Job<T>&, const Tile&, double* sums, double* products, double* floored);
   // out = scale * g' + slope * (x - center) + offset; extra_grad = g'
   void (*apply_grad[kActs][2])(const Job<T>&, const Tile&);
 };

@@ -88,7 +88,10 @@ template <class A, template <class> class F, bool has_extra> struct Gate {
 
 constexpr int64_t kRun = 8192;   // values of a plane summed in float32 before float64 takes over
 constexpr int64_t kRows = 256;   // the same for rows
-constexpr int kBlock = kBytes == 64 ? 8 : 4;  // vectors of a row whose moments stay in registers
+constexpr int64_t kWide = 1024;  // values of a row whose coefficients stay in the nearest cache
+constexpr int kBlock = kBytes == 64 ? 8 : 4;  // vectors of a row whose sums stay in registers
+template <template <class> class F, class A>  // the same where an activation takes registers too
+constexpr int kColumns = std::is_same_v<F<A>, None<A>> ? kBlock : F<A>::kBundle;
 
 template <class A, class F> inline void sweep(int64_t n, F f) {
   int64_t i = 0;
@@ -103,8 +106,10 @@ template <class A, class F> inline void sweep4(int64_t n, F f) {
   for (; i + 4 * w <= n; i += 4 * w) {
     f(0, i, Full{}), f(1, i + w, Full{}), f(2, i + 2 * w, Full{}), f(3, i + 3 * w, Full{});
   }
-  for (; i + w <= n; i += w) f(0, i, Full{});
-  if (i < n) f(1, i, int(n - i));
+  if (i + w <= n) f(0, i, Full{}), i += w;
+  if (i + w <= n) f(1, i, Full{}), i += w;
+  if (i + w <= n) f(2, i, Full{}), i += w;
+  if (i < n) f(3, i, int(n - i));
 }
 
 template <class F> inline void in_runs(int64_t begin, int64_t end, int64_t run, F f) {
@@ -201,16 +206,19 @@ void plane_scale_shift(const Job<T>& job, const Tile& t) {
   }
 }
 
-// Sums of one run of one plane, c; see plane_moments.
-template <class T, template <class> class F, bool has_extra>
+// Sums of one run of one plane, c, and with `writes` its gradient; see plane_moments.
+template <class T, template <class> class F, bool has_extra, bool writes>
 inline void run_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64_t length, VecFor<T>& sum,
                       VecFor<T>& product, VecFor<T>& rest) {
   using A = Acc<T>;
   const Gate<A, F, has_extra> gate{of_plane(F<A>(job.act), job.floor, c)};
   const int64_t i = n * job.table.row + c;
   const Vec<A> center = splat(job.table.center[i]);
-  const Vec<A> scale = splat(gate.kNeedsSum ? job.table.scale[i] : 0);
+  const Vec<A> scale = splat(gate.kNeedsSum || writes ? job.table.scale[i] : 0);
   const Vec<A> shift = splat(gate.kNeedsSum ? job.table.shift[i] : 0);
+  T* out = writes ? job.out.at(n, c, s0) : nullptr;
+  T* behind = writes && has_extra ? job.extra_grad.at(n, c, s0) : nullptr;
+  const Out<T> put(writes && job.stream, out, 0);
   const T *g = job.g.at(n, c, s0), *x = job.x.at(n, c, s0), *extra = has_extra ? job.extra.at(n, c, s0) : nullptr;
   Vec<A> sum_g[4] = {}, sum_gx[4] = {}, sum_rest[4] = {};
   sweep4<A>(length, [&](int k, int64_t s, auto lanes) {
@@ -220,11 +228,13 @@ inline void run_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64
     sum_g[k] += v;
     sum_gx[k] += keep(v * d, lanes);
     if constexpr (kIsFloor<F<A>, A>) sum_rest[k] += keep(given - v, lanes);
+    if constexpr (writes && has_extra) store(behind + s, v, lanes);
+    if constexpr (writes) put(out + s, v * scale, lanes);
   });
   sum = total(sum_g), product = total(sum_gx), rest = total(sum_rest);
 }
 
-template <class T, template <class> class F, bool has_extra>
+template <class T, template <class> class F, bool has_extra, bool writes>
 void plane_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products, double* floored) {
   using A = Acc<T>;
   constexpr int w = kWidth<A>;
@@ -233,7 +243,7 @@ void plane_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* p
       Vec<A> sum_g[w] = {}, sum_gx[w] = {}, sum_rest[w] = {};
       A sum[w], product[w], rest[w];
       for (int64_t i = 0; i < planes; ++i)
-        run_grads<T, F, has_extra>(job, t.n, c + i, s, n, sum_g[i], sum_gx[i], sum_rest[i]);
+        run_grads<T, F, has_extra, writes>(job, t.n, c + i, s, n, sum_g[i], sum_gx[i], sum_rest[i]);
       store(sum, lane_by_lane<A>(sum_g)), store(product, lane_by_lane<A>(sum_gx));
       for (int64_t i = 0, at = c - t.c0; i < planes; ++i, ++at) sums[at] += sum[i], products[at] += product[i];
       if constexpr (!kIsFloor<F<A>, A>) return;

@@ -23,11 +23,10 @@ template <class T> class Norm {
       : job(job), shape(shape), pool(pool), affine(affine), unit(pool.channels(shape)),
         merged(!pool.batch && (unit == 1 || (!shape.rows && job.x.by.c == shape.s))), whole(job, shape),
         groups(job), grouped(groups, merged ? Shape{shape.n, pool.groups, unit * shape.s, shape.rows} : shape),
-        coefficients(numbers<A>(5 * (pool.batch ? 1 : shape.n) * shape.c)),
+        size(((pool.batch ? 1 : shape.n) * shape.c + 15) / 16 * 16), coefficients(numbers<A>(5 * size)),
         statistics(pool.batch ? shape.c : shape.n * pool.groups),
         sums(numbers<double>(((job.floor ? 3 : 2) * shape.n + 2) * shape.c + 3 * statistics)) {
     A* table = coefficients.get();
-    const int64_t size = (pool.batch ? 1 : shape.n) * shape.c;
     center = table, scale = table + size, shift = table + 2 * size, slope = table + 3 * size;
     offset = table + 4 * size;
     job.table = {center, scale, shift, slope, offset, pool.batch ? 0 : shape.c};
@@ -59,11 +58,30 @@ template <class T> class Norm {
   // With moments from elsewhere: running statistics.
   void forward_given(const A* mean, const A* var) {
     set_given(everything(), mean, var);
-    whole.scale_shift();
+    whole.scale_shift_once();
   }
 
   // Gradients of input, weight, bias and floor; `fixed`: the moments did not depend on the input.
   void backward(const A* mean, const A* var, bool fixed, bool input, A* weight_grad, A* bias_grad, A* floor_grad) {
+    if (fixed && input && !floored) backward_at_once(mean, var);
+    else backward_in_turn(mean, var, fixed, input);
+    set_affine_grads(weight_grad, bias_grad);
+    if (!floored) return;
+    add_rows(everything(), total, [&](int64_t at, int64_t) { return floored[at]; });
+    std::copy_n(total, shape.c, floor_grad);
+  }
+
+ private:
+  Region everything() const { return {0, shape.n, 0, shape.c}; }
+
+  // Where the gradient of the input does not wait for the sums.
+  void backward_at_once(const A* mean, const A* var) {
+    set_given(everything(), mean, var);
+    whole.fixed_grad(first, second);
+    if (pool.batch) set_totals(everything());
+  }
+
+  void backward_in_turn(const A* mean, const A* var, bool fixed, bool input) {
     by_regions(
         job, whole, pool, 3,
         [&](const Region& r) {
@@ -82,14 +100,7 @@ template <class T> class Norm {
           set_backward(everything(), fixed);
           whole.apply_grad();
         });
-    set_affine_grads(weight_grad, bias_grad);
-    if (!floored) return;
-    add_rows(everything(), total, [&](int64_t at, int64_t) { return floored[at]; });
-    std::copy_n(total, shape.c, floor_grad);
   }
-
- private:
-  Region everything() const { return {0, shape.n, 0, shape.c}; }
 
   // f(first and last statistic, its first channel, the place of that in the coefficients): instance by instance
   template <class F> void each_row(const Region& r, F f) const {
@@ -206,9 +217,10 @@ template <class T> class Norm {
   Whole<T> whole;
   Job<T> groups;  // the job with every group as one plane
   Whole<T> grouped;
-  std::unique_ptr<A[]> coefficients;
+  const int64_t size;  // of a table of coefficients, in whole cache lines
+  Numbers<A> coefficients;
   const int64_t statistics;
-  std::unique_ptr<double[]> sums;
+  Numbers<double> sums;
   A *center, *scale, *shift, *slope, *offset;
   double count;
   double *first, *second;  // N x C: means and deviations, or sums and products

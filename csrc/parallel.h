@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <new>
 
 #include "job.h"
 
@@ -26,7 +27,11 @@ struct Pool {
   int64_t channels(const Shape& shape) const { return batch ? 1 : shape.c / groups; }
 };
 
-template <class A> std::unique_ptr<A[]> numbers(int64_t count) { return std::unique_ptr<A[]>(new A[count]); }
+// Numbers that begin with a cache line: a load across two of them takes twice as long.
+constexpr std::align_val_t kLine{64};
+struct Free { void operator()(void* p) const { ::operator delete[](p, kLine); } };
+template <class A> using Numbers = std::unique_ptr<A[], Free>;
+template <class A> Numbers<A> numbers(int64_t count) { return Numbers<A>(new (kLine) A[count]); }
 
 // Moments of equally large sets from the moments of each: the law of total variance.
 struct Moments { double mean, deviations; };
@@ -70,18 +75,19 @@ template <class T> class Whole {
   }
 
   void scale_shift() const { apply(kernels.scale_shift[act][extra]); }
+  void scale_shift_once() const {  // of a tensor no pass before has read
+    each([&](const Tile& t, int64_t) {
+      kernels.scale_shift[act][extra](job, t);
+      order();
+    });
+  }
   void apply_grad() const { apply(kernels.apply_grad[act][extra]); }
 
   void reduce_grad(double* sums, double* products, double* floored = nullptr) const {
-    const int64_t size = shape.n * parts * shape.c;
-    const auto partial = numbers<double>(parts > 1 ? (floored ? 3 : 2) * size : 0);
-    double* s = parts > 1 ? partial.get() : sums;
-    double* p = parts > 1 ? s + size : products;
-    double* k = parts > 1 && floored ? p + size : floored;
-    std::fill_n(s, size, 0.0), std::fill_n(p, size, 0.0), std::fill_n(k, floored ? size : 0, 0.0);
-    each([&](const Tile& t, int64_t at) { kernels.reduce_grad[act][extra](job, t, s + at, p + at, k ? k + at : k); });
-    if (parts > 1) fold_sums(s, sums), fold_sums(p, products);
-    if (parts > 1 && floored) fold_sums(k, floored);
+    reduce(kernels.reduce_grad[act][extra], sums, products, floored);
+  }
+  void fixed_grad(double* sums, double* products) const {
+    reduce(kernels.fixed_grad[act][extra], sums, products, nullptr);
   }
 
   // The same over one region, by one thread.
@@ -110,6 +116,22 @@ template <class T> class Whole {
 
  private:
   using Apply = void (*)(const Job<T>&, const Tile&);
+  using Reduce = void (*)(const Job<T>&, const Tile&, double*, double*, double*);
+
+  void reduce(Reduce kernel, double* sums, double* products, double* floored) const {
+    const int64_t size = shape.n * parts * shape.c;
+    const auto partial = numbers<double>(parts > 1 ? (floored ? 3 : 2) * size : 0);
+    double* s = parts > 1 ? partial.get() : sums;
+    double* p = parts > 1 ? s + size : products;
+    double* k = parts > 1 && floored ? p + size : floored;
+    std::fill_n(s, size, 0.0), std::fill_n(p, size, 0.0), std::fill_n(k, floored ? size : 0, 0.0);
+    each([&](const Tile& t, int64_t at) {
+      kernel(job, t, s + at, p + at, k ? k + at : k);
+      order();
+    });
+    if (parts > 1) fold_sums(s, sums), fold_sums(p, products);
+    if (parts > 1 && floored) fold_sums(k, floored);
+  }
 
   // Each tile once, in parallel, with its place in a table of N * parts rows.
   template <class F> void each(F f) const {
@@ -153,6 +175,10 @@ template <class T> class Whole {
       part.s1 = end;
       kernel(job, part);
     }
+    order();
+  }
+
+  void order() const {
     if (job.stream) std::atomic_thread_fence(std::memory_order_seq_cst);  // stores past the cache are not ordered
   }
 

@@ -1,31 +1,43 @@
 // The four kernels for rows (C channels side by side: channels-last). Included like kernels.h, after it.
 
-// A bundle of rows shares each load of the coefficients.
-template <int size, class F> inline void in_bundles(int64_t begin, int64_t end, F f) {
-  int64_t s = begin;
+// One row after the other, because that is how they are fetched from memory; only of rows so wide that their
+// coefficients do not stay in the nearest cache does a bundle share each load of them.
+template <int size, class F> [[gnu::always_inline]] inline void in_bundles(const Tile& t, F f) {
+  int64_t s = t.s0;
   if constexpr (size > 1)
-    for (; s + size <= end; s += size) f(s, std::integral_constant<int, size>{});
-  for (; s < end; ++s) f(s, std::integral_constant<int, 1>{});
+    for (; t.c1 - t.c0 > kWide && s + size <= t.s1; s += size) f(s, std::integral_constant<int, size>{});
+  for (; s < t.s1; ++s) f(s, std::integral_constant<int, 1>{});
 }
 
-// Pointers to the rows of a bundle, worked out before the loop over channels.
-template <int size, class T> struct Bundle {
-  T* row[size];
-  Bundle(const Grid<T>& grid, int64_t n, int64_t c, int64_t s) {
-    for (int r = 0; r < size; ++r) row[r] = grid.at(n, c, s + r);
+// The rows of a tile; a bundle of them is worked out before the loop over channels.
+template <class T> struct Rows {
+  T* first;
+  int64_t step;
+  Rows(const Grid<T>& grid, const Tile& t) : first(grid.at(t.n, t.c0, 0)), step(grid.by.s) {}
+  T* at(int64_t s) const { return first + s * step; }
+  template <int size> std::array<T*, size> from(int64_t s, std::integral_constant<int, size>) const {
+    std::array<T*, size> rows;
+    for (int r = 0; r < size; ++r) rows[r] = at(s + r);
+    return rows;
   }
 };
 
-// Columns in blocks of so many vectors that their sums stay in registers: f(c, vectors, lanes).
+// f(std::integral_constant<int, n>) for n in 1..most
+template <int most, class F> inline void with_constant(int64_t n, F f) {
+  if constexpr (most > 1)
+    if (n < most) return with_constant<most - 1>(n, f);
+  f(std::integral_constant<int, most>{});
+}
+
+// Columns in about equal blocks of so many vectors that their sums stay in registers: f(c, vectors, lanes).
 template <class A, int most, class F> inline void in_blocks(int64_t width, F f) {
   constexpr int64_t w = kWidth<A>;
-  int64_t c = 0;
-  for (; c + most * w <= width; c += most * w) f(c, std::integral_constant<int, most>{}, Full{});
-  if constexpr (most >= 4)
-    for (; c + most / 2 * w <= width; c += most / 2 * w) f(c, std::integral_constant<int, most / 2>{}, Full{});
-  if constexpr (most > 1)
-    for (; c + w <= width; c += w) f(c, std::integral_constant<int, 1>{}, Full{});
-  if (c < width) f(c, std::integral_constant<int, 1>{}, int(width - c));
+  const int64_t all = width / w, blocks = (all + most - 1) / most;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t first = all * i / blocks, next = all * (i + 1) / blocks;
+    with_constant<most>(next - first, [&](auto vectors) { f(first * w, vectors, Full{}); });
+  }
+  if (all * w < width) f(all * w, std::integral_constant<int, 1>{}, int(width - all * w));
 }
 
 // Calls f(place to sum into, row) for every row; places take turns, so that sums do not wait for each other.
@@ -157,29 +169,31 @@ void narrow_scale_shift(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   const int64_t i = t.n * job.table.row + t.c0, width = t.c1 - t.c0;
   const A *center = job.table.center + i, *scale = job.table.scale + i, *shift = job.table.shift + i;
-  in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
-    const Bundle<size, const T> x(job.x, t.n, t.c0, s), extra(job.extra, t.n, t.c0, s);
-    const Bundle<size, T> out(job.out, t.n, t.c0, s);
-    const Out<T> put(job.stream, out.row[0], job.out.by.s);
+  const Rows<const T> all_x(job.x, t), all_extra(job.extra, t);
+  const Rows<T> all_out(job.out, t);
+  const Out<T> put(job.stream, all_out.first, all_out.step);
+  in_bundles<F<A>::kBundle>(t, [&](int64_t s, auto size) {
+    const auto x = all_x.from(s, size), extra = all_extra.from(s, size);
+    const auto out = all_out.from(s, size);
     sweep<A>(width, [&](int64_t c, auto lanes) {
       const Vec<A> m = load(center + c, lanes), a = load(scale + c, lanes), b = load(shift + c, lanes);
       const F<A> act = of_row(F<A>(job.act), job.floor, t.c0 + c, lanes);
       for (int r = 0; r < size; ++r) {
-        Vec<A> p = (load(x.row[r] + c, lanes) - m) * a + b;
-        if constexpr (has_extra) p += load(extra.row[r] + c, lanes);
-        put(out.row[r] + c, act(p), lanes);
+        Vec<A> p = (load(x[r] + c, lanes) - m) * a + b;
+        if constexpr (has_extra) p += load(extra[r] + c, lanes);
+        put(out[r] + c, act(p), lanes);
       }
     });
   });
 }
 
-// Adds the sums of some rows; center, scale and shift belong to the first of the columns.
+// Adds the sums of some rows.
 template <int vectors, class T, template <class> class F, bool has_extra, class L>
 inline void column_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64_t rows, L lanes, int64_t columns,
                          double* sums, double* products, double* floored) {
   using A = Acc<T>;
   using G = Gate<A, F, has_extra>;
-  constexpr int w = kWidth<A>, places = F<A>::kBundle / vectors;
+  constexpr int w = kWidth<A>, places = kColumns<F, A> / vectors;
   constexpr bool is_floor = kIsFloor<F<A>, A>;
   const int64_t i = n * job.table.row + c;
   Vec<A> center[vectors], scale[vectors] = {}, shift[vectors] = {};
@@ -216,7 +230,7 @@ template <class T, template <class> class F, bool has_extra>
 void narrow_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products, double* floored) {
   using A = Acc<T>;
   in_runs(t.s0, t.s1, kRows, [&](int64_t s, int64_t rows) {
-    in_blocks<A, F<A>::kBundle>(t.c1 - t.c0, [&](int64_t c, auto vectors, auto lanes) {
+    in_blocks<A, kColumns<F, A>>(t.c1 - t.c0, [&](int64_t c, auto vectors, auto lanes) {
       const int64_t columns = std::min<int64_t>(vectors * kWidth<A>, t.c1 - t.c0 - c);
       column_grads<vectors, T, F, has_extra>(job, t.n, t.c0 + c, s, rows, lanes, columns, sums + c, products + c,
                                             floored ? floored + c : floored);
@@ -224,16 +238,57 @@ void narrow_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* 
   });
 }
 
+// What is written is best written in sequence, so here the sums are kept in memory and not the rows cut up.
 template <class T, template <class> class F, bool has_extra>
-void row_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products, double* floored) {
+inline void written_grads(const Job<T>& job, const Tile& t, Acc<T>* sums, Acc<T>* products) {
+  using A = Acc<T>;
+  using G = Gate<A, F, has_extra>;
+  const G gate{F<A>(job.act)};
+  const int64_t i = t.n * job.table.row + t.c0, width = t.c1 - t.c0;
+  const A *centers = job.table.center + i, *scales = job.table.scale + i, *shifts = job.table.shift + i;
+  const Rows<const T> all_g(job.g, t), all_x(job.x, t), all_extra(job.extra, t);
+  const Rows<T> all_out(job.out, t), all_behind(job.extra_grad, t);
+  const Out<T> put(job.stream, all_out.first, all_out.step);
+  for (int64_t s = t.s0; s < t.s1; ++s) {
+    const T *g = all_g.at(s), *x = all_x.at(s), *extra = all_extra.at(s);
+    T *out = all_out.at(s), *behind = all_behind.at(s);
+    sweep<A>(width, [&](int64_t c, auto lanes) {
+      const Vec<A> d = load(x + c, lanes) - load(centers + c, lanes), scale = load(scales + c, lanes);
+      const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
+      const Vec<A> v = gate(load(g + c, lanes), d, scale, shift, has_extra ? load(extra + c, lanes) : Vec<A>{});
+      store(sums + c, load(sums + c, lanes) + v, lanes);
+      store(products + c, load(products + c, lanes) + v * d, lanes);
+      if constexpr (has_extra) store(behind + c, v, lanes);
+      put(out + c, v * scale, lanes);
+    });
+  }
+}
+
+template <class T, template <class> class F, bool has_extra>
+void narrow_fixed_grad(const Job<T>& job, const Tile& t, double* sums, double* products, double*) {
+  in_runs(t.c0, t.c1, kWide, [&](int64_t c, int64_t width) {
+    in_runs(t.s0, t.s1, kRows, [&](int64_t s, int64_t rows) {
+      alignas(64) Acc<T> sum[kWide], product[kWide];
+      std::fill_n(sum, width, Acc<T>(0)), std::fill_n(product, width, Acc<T>(0));
+      written_grads<T, F, has_extra>(job, {t.n, c, c + width, s, s + rows}, sum, product);
+      double *first = sums + (c - t.c0), *second = products + (c - t.c0);
+      for (int64_t k = 0; k < width; ++k) first[k] += sum[k], second[k] += product[k];
+    });
+  });
+}
+
+template <class T> using Reduce = void (*)(const Job<T>&, const Tile&, double*, double*, double*);
+
+template <class T, class F, Reduce<T> kernel>
+void wide_reduce(const Job<T>& job, const Tile& t, double* sums, double* products, double* floored) {
   const Widened<T> wide(job, t);
-  narrow_reduce_grad<T, F, has_extra>(job, wide.rest, sums, products, floored);
+  kernel(job, wide.rest, sums, products, floored);
   if (wide.times == 1) return;
   double s[wide.kMost] = {}, p[wide.kMost] = {}, k[wide.kMost] = {};
-  narrow_reduce_grad<T, F, has_extra>(wide.job, wide.tile, s, p, k);
+  kernel(wide.job, wide.tile, s, p, k);
   for (int64_t i = 0; i < wide.times * wide.width; i += wide.width) {
     for (int64_t c = 0; c < wide.width; ++c) sums[c] += s[i + c], products[c] += p[i + c];
-    if constexpr (kIsFloor<F<Acc<T>>, Acc<T>>)
+    if constexpr (kIsFloor<F, Acc<T>>)
       for (int64_t c = 0; c < wide.width; ++c) floored[c] += k[i + c];
   }
 }
@@ -245,21 +300,23 @@ void narrow_apply_grad(const Job<T>& job, const Tile& t) {
   const int64_t i = t.n * job.table.row + t.c0, width = t.c1 - t.c0;
   const A *centers = job.table.center + i, *scales = job.table.scale + i, *shifts = job.table.shift + i;
   const A *slopes = job.table.slope + i, *offsets = job.table.offset + i;
-  in_bundles<F<A>::kBundle>(t.s0, t.s1, [&](int64_t s, auto size) {
-    const Bundle<size, const T> g(job.g, t.n, t.c0, s), x(job.x, t.n, t.c0, s), extra(job.extra, t.n, t.c0, s);
-    const Bundle<size, T> out(job.out, t.n, t.c0, s), extra_grad(job.extra_grad, t.n, t.c0, s);
-    const Out<T> put(job.stream, out.row[0], job.out.by.s);
+  const Rows<const T> all_g(job.g, t), all_x(job.x, t), all_extra(job.extra, t);
+  const Rows<T> all_out(job.out, t), all_behind(job.extra_grad, t);
+  const Out<T> put(job.stream, all_out.first, all_out.step);
+  in_bundles<F<A>::kBundle>(t, [&](int64_t s, auto size) {
+    const auto g = all_g.from(s, size), x = all_x.from(s, size), extra = all_extra.from(s, size);
+    const auto out = all_out.from(s, size), behind = all_behind.from(s, size);
     sweep<A>(width, [&](int64_t c, auto lanes) {
       const Vec<A> center = load(centers + c, lanes), scale = load(scales + c, lanes);
       const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
       const Vec<A> slope = load(slopes + c, lanes), offset = load(offsets + c, lanes);
       const G gate{of_row(F<A>(job.act), job.floor, t.c0 + c, lanes)};
       for (int r = 0; r < size; ++r) {
-        const Vec<A> d = load(x.row[r] + c, lanes) - center;
-        const Vec<A> e = has_extra ? load(extra.row[r] + c, lanes) : Vec<A>{};
-        const Vec<A> v = gate(load(g.row[r] + c, lanes), d, scale, shift, e);
-        if constexpr (has_extra) store(extra_grad.row[r] + c, v, lanes);
-        put(out.row[r] + c, v * scale + (d * slope + offset), lanes);
+        const Vec<A> d = load(x[r] + c, lanes) - center;
+        const Vec<A> e = has_extra ? load(extra[r] + c, lanes) : Vec<A>{};
+        const Vec<A> v = gate(load(g[r] + c, lanes), d, scale, shift, e);
+        if constexpr (has_extra) store(behind[r] + c, v, lanes);
+        put(out[r] + c, v * scale + (d * slope + offset), lanes);
       }
     });
   });
