@@ -222,7 +222,7 @@ def test_a_mean_square_has_all_digits_whatever_the_mean(layout, ratio):
     for groups in (0, 4, 32):
         y, _, square = kernels.norm(x, None, None, groups, 0.1, about_zero=True)
         want, squares = about_zero(x.double(), torch.ones(32), torch.zeros(32), groups)
-        assert ((square.double().flatten() - squares) / squares).abs().max() < 3e-7
+        assert ((square.double().flatten() - squares) / squares).abs().max() < 5e-7
         assert ((y - want) / want.abs().max()).abs().max() < 4e-7
 
 
