@@ -67,7 +67,7 @@ def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     if x.dim() == 2:
         return Moments(x, torch.zeros_like(x), 1)
     axes = tuple(range(2, x.dim()))
-    followed = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    followed = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     if not followed and not len(x):  # of which var_mean says that it has too few values
         return Moments(x.mean(axes), x.square().mean(axes), x.shape[2:].numel())
     var, mean = torch.var_mean(x, dim=axes, correction=0)
