@@ -45,9 +45,6 @@ def worded(content: dict[str, Any]) -> dict[str, Any]:
         today = CLAIMS[claim["id"]]
         claim |= {"row": today.row, "limits": today.limits}
         claim["figure"] |= {"caption": today.chart.caption, "x_title": today.chart.x_title, "pictures": []}
-        for line in claim["figure"]["lines"] if len(claim["figure"]["lines"]) > 1 else ():
-            bare = line["name"][:1].isdigit()
-            line["name"] = f"{today.chart.by} {line['name']}" if bare else line["name"] or "usual"
     return content
 
 

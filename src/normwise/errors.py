@@ -1,7 +1,6 @@
 """The error a user can mend: bad input, said in one sentence (exit code 2); and bad input that any call may get."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 
@@ -25,14 +24,3 @@ def require_workers(workers: int | None) -> None:
     """Raises UsageError for fewer than one worker; None is the machine's number of cores."""
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}")
-
-
-def make_folder(path: Path) -> Path:
-    """The folder of a run, made where it is missing."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{path} must be a folder that can be written to ({error.strerror}); take another --out"
-        ) from error
-    return path

@@ -1,8 +1,10 @@
-"""Files that are never half written."""
+"""Files that are never half written, and the folders they lie in."""
 
 import os
 import tempfile
 from pathlib import Path
+
+from normwise.errors import UsageError
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -36,3 +38,14 @@ def discard_partial(path: Path) -> None:
     """
     for suffix in (".partial", ".partial-new"):
         path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> Path:
+    """The folder of a run, made where it is missing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path} must be a folder that can be written to ({error.strerror}); take another --out"
+        ) from error
+    return path

@@ -25,7 +25,7 @@ from normwise.claims.pictures import add_pictures
 from normwise.claims.registry import CLAIMS, EXPERIMENTS, find
 from normwise.claims.schedule import Schedule, make_schedule, pace, seconds_for, seconds_of
 from normwise.data import corrupt, photos, sequences
-from normwise.errors import UsageError, make_folder, require_list, require_workers
+from normwise.errors import UsageError, require_list, require_workers
 from normwise.experiment.content import machine, versions
 from normwise.experiment.drive import Driver
 from normwise.experiment.engine import LocalEngine
@@ -35,7 +35,7 @@ from normwise.experiment.prepare import default_workers
 from normwise.experiment.room import room
 from normwise.experiment.tasks import charlm, stylize
 from normwise.experiment.trial import Interrupted, Trial
-from normwise.files import write_atomic
+from normwise.files import make_folder, write_atomic
 from normwise.ops import backend
 from normwise.report import claims as page
 from normwise.report.progress import Progress
@@ -138,23 +138,21 @@ class Session:
     def run(self) -> Content:
         """Runs what the folder does not hold yet; Ctrl-C reports what is known and stays resumable."""
         start = time.monotonic()
-        rate = pace()  # before the workers start: they take the cores while they import
         fingerprint = {"claims": "1"}
         job = Measuring(self.experiments, self.folder)
         log = self.folder / "log.txt"
-        with (
-            Ledger.open(self.folder, fingerprint) as ledger,
-            LocalEngine(
+        with Ledger.open(self.folder, fingerprint) as ledger:
+            # before the workers start: they take the cores while they import, and the machine's pace would be theirs
+            schedule, seconds = self._schedule(ledger)
+            engine = LocalEngine(
                 job, self.folder, workers=self.workers, key=self.key, log=log, seconds_per_trial=LONGEST
-            ) as engine,
-            Progress() as progress,
-        ):
-            ledger.ingest(self.folder / "trials", self.key)
-            schedule, seconds = self._schedule(ledger, rate)
-            driver = Driver(engine, ledger, self.key)
-            driver.watch = lambda d: self._show(d, seconds, start, progress)
-            asked, finished = self._measure(driver, schedule)
-            gathered = {name: self._collected(one, ledger) for name, one in asked.items()}
+            )
+            with engine, Progress() as progress:
+                ledger.ingest(self.folder / "trials", self.key)
+                driver = Driver(engine, ledger, self.key)
+                driver.watch = lambda d: self._show(d, seconds, start, progress)
+                asked, finished = self._measure(driver, schedule)
+                gathered = {name: self._collected(one, ledger) for name, one in asked.items()}
         content = self._content(gathered, schedule, finished, self._before() + time.monotonic() - start)
         write_atomic(self.folder / "results.json", json.dumps(content, allow_nan=False, indent=1))
         page.write(content, self.folder / "report.html")
@@ -184,7 +182,7 @@ class Session:
     def key(self, trial: Trial) -> str:
         return trial.key(self._identities[trial.arm.partition("/")[0]])
 
-    def _schedule(self, ledger: Ledger, rate: float) -> tuple[Schedule, float]:
+    def _schedule(self, ledger: Ledger) -> tuple[Schedule, float]:
         """The schedule of the same request of before, or a new one, with the seconds it will take.
 
         It is made for the whole list, so that a claim has the same seeds alone; the clock decides nothing later.
@@ -195,7 +193,7 @@ class Session:
                 schedule, rate = Schedule(**plan["schedule"]), plan["pace"]
                 break
         else:
-            everything = list(EXPERIMENTS.values())
+            rate, everything = pace(), list(EXPERIMENTS.values())
             schedule = make_schedule(everything, seconds_of(self.budget), self.workers, rate, list(shipped_rates()))
             ledger.add_plan({"request": request, "schedule": schedule.to_dict(), "pace": rate})
         return schedule, seconds_for(schedule, list(self.experiments.values()), self.workers, rate)

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from normwise.errors import UsageError, make_folder, require_list, require_workers
+from normwise.errors import UsageError, require_list, require_workers
 from normwise.experiment import race
 from normwise.experiment.arms import Arm, LeftOut, survey
 from normwise.experiment.content import build_content, configuration, next_step, versions
@@ -31,7 +31,7 @@ from normwise.experiment.room import room
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
 from normwise.experiment.trial import Result, Trial
-from normwise.files import write_atomic
+from normwise.files import make_folder, write_atomic
 from normwise.ops import backend
 from normwise.report import console, page
 

@@ -12,7 +12,7 @@ from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Protocol, Self
 
-from normwise.errors import UsageError
+from normwise.errors import require_workers
 from normwise.experiment.process import Death, Limits, Order, WorkerError, WorkerProcess, pack
 from normwise.experiment.trial import Result, Trial
 from normwise.experiment.worker_group import WorkerGroup
@@ -79,8 +79,7 @@ class LocalEngine(Engine):
         memory_per_trial: int | None = None,
         log: Path,
     ) -> None:
-        if workers < 1:
-            raise UsageError(f"workers must be at least 1, got {workers}")
+        require_workers(workers)
         self._key, self._processes = key, processes
         self._trials = folder / "trials"
         self._setup = pack(job, self._trials, processes)

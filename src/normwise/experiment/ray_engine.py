@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from normwise.errors import UsageError
+from normwise.errors import UsageError, require_workers
 from normwise.experiment.engine import Engine, LocalEngine
 from normwise.experiment.process import Limits, Order, WorkerError, pickle_job
 from normwise.experiment.trial import Result, Trial, UnstackableError
@@ -50,8 +50,7 @@ class RayEngine(Engine):
         memory_per_trial: int | None = None,
         log: Path,
     ) -> None:
-        if workers < 1:
-            raise UsageError(f"workers must be at least 1, got {workers}")
+        require_workers(workers)
         self._ray, self._mine = connect(address, workers * processes)
         self._key, self._workers, self._log = key, workers, log
         self._trials = folder / "trials"
