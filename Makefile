@@ -22,7 +22,7 @@ compare: $(LAB) ## Compares five norms at two batch sizes on the digits of sciki
 	  --batch-size 8 --batch-size 64 --budget 220s --out runs/digits
 
 test: $(DEV) ## Runs every test, every example in the docstrings, the README and the docs.
-	bash tools/debian.sh chromium dataset-fashion-mnist postgresql
+	bash tools/debian.sh chromium dataset-fashion-mnist postgresql libgoogle-perftools4
 	$(BIN)/pytest --numprocesses $(TESTS) --dist worksteal
 
 test-zoo: .venv/.stamp-package $(ZOO_VENV)/.stamp-zoo ## The kernels and whole models in PyTorch 2.14 with torchvision and timm (6 GB, not in check).

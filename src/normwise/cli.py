@@ -142,6 +142,7 @@ def bench(
     quick: Annotated[bool, Option("--quick", help="A few cells, under a minute.")] = False,
     everything: Annotated[bool, Option("--all", help="The whole fixed list.")] = False,
     threads: Annotated[int | None, Option(help="Threads of every peer; default: all cores.")] = None,
+    allocator: Annotated[str, Option(help="Every peer's memory: system, or tcmalloc (no page faults).")] = "system",
     out: Annotated[Path | None, Option("--out", "-o", help="Folder for bench.json and bench.html.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -150,7 +151,8 @@ def bench(
     from normwise.bench.table import table
 
     chosen = "all" if everything else "quick" if quick else "default"
-    content = run.bench(chosen, norms=norm or (), shapes=shape or (), peers=peer or (), threads=threads, out=out)
+    lists = {"norms": norm or (), "shapes": shape or (), "peers": peer or ()}
+    content = run.bench(chosen, **lists, threads=threads, allocator=allocator, out=out)
     _show(content, as_json, lambda: table(content))
     if not content["finished"]:
         sys.exit(INTERRUPTED)

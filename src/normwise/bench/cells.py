@@ -71,6 +71,17 @@ class Cell:
         """The size of x in memory."""
         return prod(self.shape) * torch.empty(0, dtype=getattr(torch, self.dtype)).element_size()
 
+    @property
+    def least_copies(self) -> float:
+        """What memory allows: tensors that must be read or written once, of which a copy moves two.
+
+        >>> Cell("batch", (2, 4, 8)).least_copies, Cell("batch+residual+relu", (2, 4, 8)).least_copies
+        (1.0, 1.5)
+        """
+        forward = 3 if self.fused else 2  # x, (residual,) output
+        backward = 5 if self.fused else 3  # gradient, x, (output,) gradient of x (and of the residual)
+        return (forward + backward * self.backward) / 2
+
 
 def choose(selection: str, norms: Sequence[str] = (), shapes: Sequence[str] = ()) -> list[Cell]:
     """The cells of a fixed list (quick, default or all), of these norms; with shapes, every combination of theirs.

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from normwise.bench.cells import Cell
+from normwise.bench.machine import SYSTEM
 from normwise.bench.peer import lower_quartile
 from normwise.bench.peers import MEMORY
 from normwise.bench.process import PeerEnded, PeerProcess
@@ -39,6 +40,7 @@ class Peers(AbstractContextManager):
     names: Sequence[str]
     threads: int
     effort: Effort = field(default_factory=Effort)
+    allocator: str = SYSTEM
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class Peers(AbstractContextManager):
             return {"state": "failed", "reason": f"left out: its process ended in {GIVE_UP} cells in a row"}
         try:
             if name not in self._running:
-                self._running[name] = PeerProcess(name, self.threads)
+                self._running[name] = PeerProcess(name, self.threads, self.allocator)
                 self.versions |= self._running[name].versions
             found = self._running[name].prepare(asdict(cell), self.effort.patience)
         except PeerEnded as reason:

@@ -2,8 +2,13 @@
 
 import os
 import platform
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
+
+from normwise.errors import UsageError
+
+SYSTEM = "system"
 
 
 def machine() -> dict[str, Any]:
@@ -18,6 +23,23 @@ def machine() -> dict[str, Any]:
 def cores() -> int:
     """The cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_allocator(name: str) -> str:
+    """The library that is to be loaded before the C library's malloc: a path, or a name such as tcmalloc.
+
+    >>> find_allocator("system")
+    'system'
+    """
+    if name == SYSTEM or Path(name).is_file():
+        return name
+    found = next(filter(None, (find_library(known) for known in (name, f"{name}_minimal"))), None)
+    if not found:
+        raise UsageError(
+            f"--allocator must be system, a library's file, or the name of one that is installed, got {name!r}; "
+            "tcmalloc: apt-get install libgoogle-perftools4."
+        )
+    return found
 
 
 def _processor() -> str:

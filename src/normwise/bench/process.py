@@ -11,6 +11,7 @@ from tempfile import TemporaryFile
 from threading import Thread
 from typing import IO, Any
 
+from normwise.bench.machine import SYSTEM
 from normwise.experiment.process import SOURCE, signal_name
 
 MODULE = "normwise.bench.peer"
@@ -25,10 +26,12 @@ class PeerEnded(Exception):
 class PeerProcess:
     """One peer, alone in its process and in its process group, so that compilers it started end with it."""
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, allocator: str = SYSTEM) -> None:
         pythonpath = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
         one_set = {variable: str(threads) for variable in THREADS}
         others = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": pythonpath}
+        if allocator != SYSTEM:
+            others["LD_PRELOAD"] = os.pathsep.join(filter(None, (allocator, os.environ.get("LD_PRELOAD"))))
         self._log: IO[bytes] = TemporaryFile()  # noqa: SIM115  (closed with the process)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", MODULE, name],

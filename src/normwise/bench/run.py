@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from normwise.bench.cells import choose
 from normwise.bench.drive import Effort, Outcome, Peers, drive
-from normwise.bench.machine import cores, machine
+from normwise.bench.machine import SYSTEM, cores, find_allocator, machine
 from normwise.bench.peers import MEMORY, OURS, PEERS
 from normwise.bench.summary import losses, name, row, statement, summaries
 from normwise.errors import UsageError
@@ -28,6 +28,7 @@ def bench(
     shapes: Sequence[str] = (),
     peers: Sequence[str] = (),
     threads: int | None = None,
+    allocator: str = SYSTEM,
     out: Path | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def bench(
     """
     cells, threads = choose(selection, norms, shapes), _threads(threads)
     chosen, missing = _peers(peers)
+    library = find_allocator(allocator)
     if out is not None:
         _make(out)
     told = stream or sys.stderr
@@ -44,7 +46,7 @@ def bench(
         print(sentence, file=told, flush=True)
     effort = EFFORTS[selection]
     outcomes: list[Outcome] = []
-    with Peers((MEMORY, OURS, *chosen), threads, effort) as running:
+    with Peers((MEMORY, OURS, *chosen), threads, effort, library) as running:
         try:
             for outcome, left in drive(cells, running):
                 outcomes.append(outcome)
@@ -52,7 +54,7 @@ def bench(
         except KeyboardInterrupt:
             print("interrupted: what follows was measured before", file=told, flush=True)
         versions = {"python": platform.python_version(), **running.versions}
-    how = {"selection": selection, "threads": threads, **effort._asdict(), "cells": len(cells)}
+    how = {"selection": selection, "threads": threads, "allocator": allocator, **effort._asdict(), "cells": len(cells)}
     content = {
         "schema": SCHEMA,
         "finished": len(outcomes) == len(cells),

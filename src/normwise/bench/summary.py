@@ -33,6 +33,7 @@ def row(outcome: Outcome) -> Json:
         "dtype": cell.dtype,
         "passes": cell.passes,
         "bytes": cell.bytes,
+        "least_copies": cell.least_copies,
         "clone_seconds": clone,
         "copy_seconds": copy,
         "unsteady": any(max(times) > UNSTEADY * min(times) for times in outcome.times.values()),
@@ -43,10 +44,10 @@ def row(outcome: Outcome) -> Json:
 def summaries(rows: Sequence[Json]) -> list[Json]:
     """For each peer, and for the fastest of them in each cell: geometric mean and losses.
 
-    >>> rows = [{"peers": {"eager": {"speedup": s, "low": s, "high": s}}} for s in (8.0, 0.5)]
-    >>> found = summaries(rows)[0]
-    >>> round(found["geometric_mean"], 9), found["cells"], found["slower"], found["slower_in_every_round"]
-    (2.0, 2, [1], [1])
+    >>> peers = [{"eager": {"speedup": s, "low": s, "high": s, "copies": 3.0}} for s in (8.0, 0.5)]
+    >>> found = summaries([{"peers": peer, "least_copies": 1.0} for peer in peers])[0]
+    >>> round(found["geometric_mean"], 9), round(found["limit"], 9), found["cells"], found["slower"]
+    (2.0, 3.0, 2, [1])
     """
     names = [name for name in PEERS if any("speedup" in row["peers"].get(name, {}) for row in rows)]
     return [_summary(name, rows) for name in (*names, *([FASTEST] if len(names) > 1 else []))]
@@ -63,15 +64,16 @@ def of(row: Mapping[str, Any], name: str) -> Json:
 def statement(summary: Json) -> str:
     """The sentence on one peer that tells losses as plainly as wins.
 
-    >>> statement({"peer": "jax", "cells": 3, "geometric_mean": 1.5, "slower": [1], "slower_in_every_round": []})
-    'Against JAX: 1.50x, the geometric mean of 3 cells; normwise is slower in 1 of 3 cells (0 in every round).'
+    >>> found = {"peer": "jax", "cells": 3, "geometric_mean": 1.5, "limit": 1.8, "slower": [1]}
+    >>> statement(found | {"slower_in_every_round": []})[:86]
+    'Against JAX: 1.50x, the geometric mean of 3 cells (1.80x at the speed of a copy); norm'
     """
     count, losses, certain = summary["cells"], len(summary["slower"]), len(summary["slower_in_every_round"])
     title = "the fastest of them in each cell" if summary["peer"] == FASTEST else PEERS[summary["peer"]].title
     said = f"in {losses} of {_cells(count)} ({certain} in every round)" if losses else "in none of them"
     return (
-        f"Against {title}: {summary['geometric_mean']:.2f}x, the geometric mean of {_cells(count)}; "
-        f"normwise is slower {said}."
+        f"Against {title}: {summary['geometric_mean']:.2f}x, the geometric mean of {_cells(count)} "
+        f"({summary['limit']:.2f}x at the speed of a copy); normwise is slower {said}."
     )
 
 
@@ -117,10 +119,15 @@ def _summary(peer: str, rows: Sequence[Json]) -> Json:
     return {
         "peer": peer,
         "cells": len(measured),
-        "geometric_mean": exp(sum(log(known["speedup"]) for known in measured.values()) / len(measured)),
+        "geometric_mean": _mean([known["speedup"] for known in measured.values()]),
+        "limit": _mean([known["copies"] / rows[i]["least_copies"] for i, known in measured.items()]),
         "slower": [i for i, known in measured.items() if known["speedup"] < 1],
         "slower_in_every_round": [i for i, known in measured.items() if known["high"] < 1],
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return exp(sum(map(log, values)) / len(values))
 
 
 def _cells(count: int) -> str:

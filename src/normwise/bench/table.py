@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from normwise.bench.machine import SYSTEM
 from normwise.bench.peers import OURS, PEERS
 from normwise.bench.summary import FASTEST, short
 
@@ -63,8 +64,15 @@ def notes(content: Json) -> Iterator[str]:
             "normwise in multiples of x.clone(), in brackets of a copy into memory already in use; peers as speed-ups "
             f"of normwise: above 1 normwise is faster, {LOSS} marks where it is slower. f: forward, f+b: and backward."
         )
-    if any(row["bytes"] > PAGE_FAULTS for row in rows):
-        yield "Above 32 MB the time of a clone is mostly page faults: go by the copy."
+    if content["how"].get("allocator", SYSTEM) != SYSTEM:
+        yield f"Memory of every peer by {content['how']['allocator']}."
+    elif any(row["bytes"] > PAGE_FAULTS for row in rows):
+        yield "Above 32 MB the time of a clone is mostly page faults: go by the copy, or by --allocator tcmalloc."
+    if content["summaries"]:
+        yield (
+            "At the speed of a copy: what the speed-up would be if every tensor involved were read or written once, as "
+            "fast as memory does so."
+        )
     unsteady = sum(row["unsteady"] for row in rows)
     if unsteady:
         yield (
