@@ -88,6 +88,7 @@ template <class A, template <class> class F, bool has_extra> struct Gate {
 
 constexpr int64_t kRun = 8192;   // values of a plane summed in float32 before float64 takes over
 constexpr int64_t kRows = 256;   // the same for rows
+constexpr int64_t kSummed = 64;  // the same for gradients, whose mean is not taken off first
 constexpr int64_t kWide = 1024;  // values of a row whose coefficients stay in the nearest cache
 constexpr int kBlock = kBytes == 64 ? 8 : 4;  // vectors of a row whose sums stay in registers
 template <template <class> class F, class A>  // the same where an activation takes registers too

@@ -229,7 +229,7 @@ inline void column_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, in
 template <class T, template <class> class F, bool has_extra>
 void narrow_reduce_grad(const Job<T>& job, const Tile& t, double* sums, double* products, double* floored) {
   using A = Acc<T>;
-  in_runs(t.s0, t.s1, kRows, [&](int64_t s, int64_t rows) {
+  in_runs(t.s0, t.s1, kSummed, [&](int64_t s, int64_t rows) {
     in_blocks<A, kColumns<F, A>>(t.c1 - t.c0, [&](int64_t c, auto vectors, auto lanes) {
       const int64_t columns = std::min<int64_t>(vectors * kWidth<A>, t.c1 - t.c0 - c);
       column_grads<vectors, T, F, has_extra>(job, t.n, t.c0 + c, s, rows, lanes, columns, sums + c, products + c,
