@@ -11,7 +11,7 @@ TESTS ?= 2
 ZOO_VENV ?= .venv-zoo
 ZOO := $(ZOO_VENV)/bin/python
 
-.PHONY: help compare test test-zoo quick check format lint types native asan docs test-conventions lock clean
+.PHONY: help compare test test-zoo quick check format lint types native asan arm64 docs test-conventions lock clean
 .NOTPARALLEL: # two runs of pip in one .venv get in each other's way
 
 help: ## Shows this list.
@@ -48,6 +48,10 @@ native: $(DEV) ## Were the kernels built?
 
 asan: $(DEV) ## Runs the kernels' tests under AddressSanitizer (minutes, not in check).
 	bash tests/asan.sh
+
+arm64: $(DEV) ## Compiles the kernels for arm64 and runs them in an emulator (minutes, not in check).
+	bash tools/debian.sh g++-aarch64-linux-gnu qemu-user
+	bash tests/arm64.sh
 
 docs: $(DEV) ## Builds the site into site/; a broken link or reference is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

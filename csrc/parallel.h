@@ -12,7 +12,7 @@
 namespace normwise {
 
 constexpr int64_t kGrain = 32768;      // values below which a second thread does not pay
-constexpr int64_t kPast = 16 << 20;       // bytes of output from which it would only drive the input from the cache
+constexpr int64_t kPast = 8 << 20;        // bytes of output from which it would only drive the input from the cache
 constexpr int64_t kNear = 256 << 10;      // bytes of planes normalized one after the other
 constexpr int64_t kAhead = 256 << 10;     // bytes of the next planes, fetched while the last are written
 constexpr int64_t kFar = 2 << 20;         // the same across instances, where short runs cost more than cache misses
