@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 from papers import PAPERS
-from torch import nn
+from torch import Tensor, nn
 
 import normwise as nw
 
@@ -35,7 +35,22 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "grn": nw.GlobalResponseNorm,
     "domain": nw.DomainNorm,
     "instance-enhanced": nw.InstanceEnhancedNorm,
+    "sync": nw.SyncNorm,
+    "conditional-instance": lambda c: nw.ConditionalInstanceNorm(c, classes=10),
+    "conditional-batch": lambda c: nw.ConditionalBatchNorm(c, classes=10),
+    "adain": nw.AdaptiveInstanceNorm,
+    "adain, one style": nw.AdaptiveInstanceNorm,
+    "mixstyle": lambda c: nw.MixStyle(c, p=1.0),
+    "domain, each sample": nw.DomainNorm,
 } | {f"{name}, paper": cls for name, cls in PAPERS.items()}
+
+
+GIVEN: dict[str, Callable[[Tensor], Tensor]] = {  # what a layer is called with beside x
+    "conditional-instance": lambda x: torch.arange(len(x)) % 10,
+    "conditional-batch": lambda x: torch.arange(len(x)) % 10,
+    "adain": torch.randn_like,
+    "adain, one style": lambda x: torch.randn_like(x[:1]),
+}
 
 
 def calls(name: str, shape: list[int], layout: str) -> dict[str, Callable[[], object]]:
@@ -43,15 +58,16 @@ def calls(name: str, shape: list[int], layout: str) -> dict[str, Callable[[], ob
     torch.manual_seed(0)
     form = torch.channels_last if layout == "last" else torch.contiguous_format
     x, g = (torch.randn(shape).contiguous(memory_format=form) for _ in range(2))
-    x.requires_grad_()
-    layer = LAYERS[name](shape[1])
-    given = [x, *layer.parameters()]
+    layer, inputs = LAYERS[name](shape[1]), [x, *([GIVEN[name](x)] if name in GIVEN else [])]
+    if isinstance(layer, nw.DomainNorm) and name.endswith("each sample"):
+        layer.current = torch.arange(len(x)) % 2
+    leaves = [x.requires_grad_(), *layer.parameters()]
 
     def forward() -> object:
         with torch.no_grad():
-            return layer(x)
+            return layer(*inputs)
 
-    return {"f": forward, "f+b": lambda: torch.autograd.grad(layer(x), given, g)}
+    return {"f": forward, "f+b": lambda: torch.autograd.grad(layer(*inputs), leaves, g)}
 
 
 def work(name: str, threads: int) -> None:

@@ -35,7 +35,8 @@ ROOMS = {
     "surgery": "Surgery",
     "layers": "Layers",
     "functional": "Functions",
-    "table": "Moments",
+    "table": "The table of moments",
+    "measure": "Measuring it",
     "ops": "Backend",
 }
 RECORDED = Path(__file__).parent.parent / "benchmarks" / "recorded" / "claims"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import lively
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from normwise import plain
 from normwise.surgery.tape import Join
@@ -51,6 +52,17 @@ class ResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer2(self.layer1(x))
         return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class Pooled(nn.Module):
+    """It calls a function that pickle does not find by its qualified name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(self.norm(x)), 2)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

@@ -249,6 +249,8 @@ def mixstyle(
         return y
     planes = []
     for n in range(x.shape[0]):
+        if mask is not None and not mask[order[n]].any():
+            share[n] = 1  # its partner is padding
         row = []
         for c in range(x.shape[1]):
             mean, var = (t.detach() for t in pooled(x, mask, [n], [c]))

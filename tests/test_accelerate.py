@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import NORMS, Block, image, resnet, use_kernels, watch_joins
+from blocks import NORMS, Block, Pooled, image, resnet, use_kernels, watch_joins
 from models import ZOO, lively, untouched
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +19,6 @@ from normwise import kernels
 from normwise.errors import UsageError
 from normwise.surgery import accelerate as home
 from normwise.surgery.forward import call
-from normwise.surgery.tape import Join
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
 
@@ -107,17 +107,63 @@ def test_undo_and_dry_run_and_errors_leave_the_model_as_it_was() -> None:
         nw.accelerate(model, wrong)
 
 
-def test_a_difference_is_noticed_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = resnet(), image()
-    whole = Join.run
+def derived_with_keyword() -> nn.Module:
+    class Base(nn.Module):
+        def __init_subclass__(cls, *, kind: str) -> None:
+            super().__init_subclass__()
 
-    def wrong(self: Join, block: nn.Module, slots: list[Any]) -> None:
-        whole(self, block, slots)
-        slots[self.steps[-1].out] = slots[self.steps[-1].out] * 1.01
+    class Derived(Base, Pooled, kind="a"):
+        pass
 
-    monkeypatch.setattr(Join, "run", wrong)
-    with untouched(model), pytest.raises(UsageError, match=r"in evaluation the outputs .* more than rounding explains"):
-        nw.accelerate(model, x)
+    return Derived()
+
+
+def parametrized() -> nn.Module:
+    model = Pooled()
+    model.register_parameter("gain", nn.Parameter(torch.ones(3)))
+    parametrize.register_parametrization(model, "gain", nn.Softplus())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [(derived_with_keyword, "a class derived from its own cannot be made .*kind"), (parametrized, "a parametrization")],
+)
+def test_blocks_whose_class_is_not_to_be_changed_are_left(make: Callable[[], nn.Module], why: str) -> None:
+    model = make()
+    kind = type(model)
+    plan = nw.accelerate(model, image())
+    assert type(model) is kind
+    assert [change.path for change in plan.changes] == ["norm"]
+    with pytest.raises(AssertionError, match=f"its norms run by themselves: {why}"):
+        raise AssertionError(plan.left[0].note)
+
+
+def test_a_parametrization_may_come_and_go() -> None:
+    model: Any = Pooled()
+    model.register_parameter("gain", nn.Parameter(torch.ones(3)))
+    x = image()
+    nw.accelerate(model)
+    fused = type(model)
+    parametrize.register_parametrization(model, "gain", nn.Softplus())
+    nw.accelerate(model, x)
+    torch.testing.assert_close(model(x), Pooled.forward(model, x))
+    parametrize.remove_parametrizations(model, "gain")
+    assert type(model) is fused
+    torch.testing.assert_close(model(x), Pooled.forward(model, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_undo_after_a_change_to_half_precision(dtype: torch.dtype) -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8, affine=False))
+    plan, x = nw.accelerate(model), image().to(dtype)
+    model.to(dtype)
+    wanted = model.eval()(x)
+    assert model[1].running_var.dtype == torch.float32
+    plan.undo()
+    torch.testing.assert_close(model(x), wanted, rtol=0.02, atol=0.02)
+    assert model[1].running_var.dtype == dtype
+    assert model[1].num_batches_tracked.dtype == torch.int64
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -159,6 +205,14 @@ def test_copies_are_fused_too_and_stand_on_their_own(copied: Callable[[Any], Any
         twin.fc.weight.zero_()
         twin.layer1[0].bn1.weight.zero_()
     assert not torch.allclose(twin(x), model(x))
+
+
+def test_a_forward_that_calls_max_pool2d_is_pickled(joined: list[str]) -> None:
+    model, x = Pooled().eval(), image()
+    nw.accelerate(model)
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        torch.testing.assert_close(copied(x), model(x))
+    assert joined == ["norm + ReLU"] * 4
 
 
 def test_parts_that_are_replaced_later_are_called(joined: list[str]) -> None:
@@ -269,11 +323,16 @@ def test_where_pytorchs_group_norm_is_silent_it_stays_so() -> None:
         assert type(net[0]) is nw.GroupNorm
 
 
-def test_an_example_of_one_value_is_compared_in_evaluation_only() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
-    plan = nw.accelerate(model, torch.randn(1, 3))
-    assert [note.split(":")[0] for note in plan.notes][-1] == "not compared in training"
-    assert plan.applied
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
+def test_a_batch_without_values_passes_and_teaches_nothing(shape: tuple[int, ...]) -> None:
+    model: Any = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+    nw.accelerate(model)
+    x = torch.empty(shape, requires_grad=True)
+    y = model(x)
+    y.sum().backward()
+    assert y.shape == shape
+    assert x.grad is not None
+    assert model[0].running_var.tolist() == [1, 1, 1]
 
 
 def test_without_kernels_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The catalogue: what entries say, and that a norm added at run time appears everywhere."""
 
+import inspect
 import json
 import os
 import re
@@ -48,11 +49,61 @@ def test_every_norm_is_explained(name: str) -> None:
     assert max(map(len, text.splitlines())) < 250
 
 
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_that_takes_no_mask_says_so(name: str) -> None:
+    takes = "mask" in inspect.signature(NORMS[name].cls.forward).parameters
+    assert ("each position by itself: padding reaches no other, so it takes no mask" in card(name)) != takes
+
+
 def test_the_steps_are_those_of_the_layer() -> None:
     steps = explain("instance")["steps"]
     assert steps["statistics"][0].startswith("mean over HW: 2, 8, 1, 6")
     assert steps["with weight 1, bias 0"][0].startswith("instance 0: -1.2247, 0, 1.2247 | -1.2247, 0, 1.2247")
     assert steps["with weight 2, bias 1"][0].startswith("instance 0: -1.4495, 1, 3.4495")
+
+
+def planes(text: str) -> list[list[str]]:
+    """What a norm makes of the numbers: by instance, then by channel."""
+    return [row.partition(": ")[2].split(" | ") for row in explain(text)["steps"]["with weight 1, bias 0"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("ibn:1", "instance"), ("ibn:0", "batch"), ("ghost:1", "instance"), ("group:4", "instance"),
+        ("group:size=4", "layer"), ("renorm:1,d_max=0", "batch"), ("mixstyle:0", "mixstyle:0.01"),
+        ("grn:axis=-1", "grn"), ("dyt:0.5,axis=-1", "dyt"), ("conditional-batch:embedding=2", "batch"),
+    ],
+)  # fmt: skip
+def test_an_option_is_explained_by_its_own_numbers(text: str, same: str) -> None:
+    assert planes(text) == planes(same)
+
+
+def test_options_change_what_is_explained() -> None:
+    """Each of them was once shown with the numbers of its default."""
+    for text in ("ibn:1", "ghost:1", "group:4", "renorm:1,d_max=0", "dyt:3", "mixstyle:0"):
+        assert planes(text) != planes(text.partition(":")[0])
+    assert planes("dyt:3")[0][0] == "0.9951, 1, 1"  # tanh(3 * x) of 1, 2, 3
+
+
+def test_the_pools_of_groups_follow_their_number() -> None:
+    four, two = explain("group:4"), explain("group")
+    own = explain("instance")
+    assert [row.replace("C/g,", "") for row in four["steps"]["statistics"]] == own["steps"]["statistics"]
+    assert four["drawings"] == own["drawings"]
+    assert two["drawings"] != four["drawings"]
+    assert "with the first value; drawn as group:2)" in card("group")
+    assert "; drawn" not in card("group:4") + card("batch") + card("ibn")
+
+
+def test_what_does_not_follow_the_option_says_so() -> None:
+    assert "with the first value; drawn with its defaults)" in card("ghost:1")
+    assert explain("ghost:1")["steps"]["statistics"][-1] == "(with its defaults)"
+    assert explain("group:8")["steps"] == explain("group:2")["steps"]  # four channels have no eight groups
+    assert "4 channels, 3 positions, as group:2\n" in card("group:8")
+    assert explain("group:8")["tensors"][0]["count"] == 64
+    with pytest.raises(UsageError, match="must be divisible by groups, got 64 and 128"):
+        explain("group:128")
 
 
 def test_what_a_norm_keeps_and_costs() -> None:
@@ -82,7 +133,9 @@ def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_command_explains(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("explain", "ibn:0.25", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(explain("ibn:0.25")))
+    first, *rest = json.loads(capsys.readouterr().out)["steps"]["with weight 1, bias 0"][0][12:].split(" | ")
+    assert [first] == planes("instance")[0][:1]
+    assert rest == planes("batch")[0][1:]
     assert command("explain", "ibn") == 0
     assert "instance 0     ████  ····  ····  ····" in capsys.readouterr().out
     assert command("explain", "bach") == 2

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
+from normwise.layers import NORMS
 from normwise.layers.spec import build
 
 KINDS = ["reentrant", "not reentrant", "compiled inside", "compiled outside", "compiled inside a reentrant one"]
 READS = ["batch", "switchable", "renorm:3", "domain:2"]  # what a layer does with its memory in training
+REST = [name for name in NORMS if name not in {spec.partition(":")[0] for spec in READS}]
+COMPILED = [*READS, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)]  # half a minute in all
 
 
 def model(spec: str) -> nn.Module:
@@ -60,7 +63,8 @@ def test_checkpointing_changes_nothing(spec: str, kind: str) -> None:
     assert_same_steps(spec, kind)
 
 
-@pytest.mark.parametrize("spec", READS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the compiler looks at it of a style
+@pytest.mark.parametrize("spec", COMPILED)
 @pytest.mark.parametrize("kind", KINDS[2:])
 def test_checkpointing_and_compiling_change_nothing(spec: str, kind: str) -> None:
     if (spec, kind) == ("renorm:3", "compiled outside"):
@@ -111,6 +115,16 @@ def test_micro_batches_under_a_checkpoint_are_pooled_once(kind: str) -> None:
         for part in x.split([3, 5, 4]):
             run(part.clone().requires_grad_()).sum().backward()
     torch.testing.assert_close(norm.state_dict(), twin.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*a batch with inf or NaN was left out")
+def test_renorm_finds_its_call_beside_a_bad_batch() -> None:
+    norm, x = nw.RenormNorm(4), torch.randn(6, 4) + 1
+    norm(torch.full((6, 4), float("nan")))
+    twin, ours, theirs = copy.deepcopy(norm), x.clone().requires_grad_(), x.clone().requires_grad_()
+    way(norm, "reentrant")(ours).pow(3).sum().backward()
+    twin(theirs).pow(3).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_a_checkpoint_within_a_checkpoint() -> None:

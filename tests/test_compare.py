@@ -14,6 +14,7 @@ import pytest
 import small_task
 
 import normwise as nw
+from normwise import cli
 from normwise.errors import UsageError
 from normwise.experiment.compare import run_request
 from normwise.experiment.request import Request
@@ -272,6 +273,24 @@ def test_a_score_of_its_own_needs_a_delta(tmp_path):
 def test_lists_are_lists_even_of_one(norms, sizes, tmp_path):
     with pytest.raises(UsageError, match=r"must be a list, even of one, got .*; write \["):
         nw.compare("digits", norms, sizes, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("bench", "interrupted\n"), ("compare", "interrupted; the same command")]
+)
+def test_only_what_keeps_a_ledger_promises_to_continue(
+    command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("normwise.bench.run.bench", interrupted)
+    monkeypatch.setattr("normwise.experiment.compare.run_request", interrupted)
+    monkeypatch.setattr(sys, "argv", ["normwise", command])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.startswith(f"normwise: {says}")
 
 
 def test_unwritable_folder():

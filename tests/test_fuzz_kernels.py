@@ -41,12 +41,16 @@ def laid_out(shape: tuple[int, ...], layout: tuple[list[int], int, bool], dtype:
     return cut[..., :1].expand(shape) if expanded and shape[-1] else cut
 
 
-def naive(x: Tensor, weight: Tensor, bias: Tensor, groups: int, about_zero: bool) -> Tensor:
-    """Batch norm for 0 groups, else group norm, with eps 0.1; about zero nothing is subtracted."""
+def naive(x: Tensor, weight: Tensor, bias: Tensor, groups: int, about_zero: bool, *given: Tensor) -> Tensor:
+    """Batch norm for 0 groups, else group norm, with eps 0.1; about zero nothing is subtracted.
+
+    `given`: mean and variance, not to be taken from x.
+    """
     n, c = x.shape[:2]
     z = x.reshape(n, c, -1).transpose(0, 1).reshape(1, c, -1) if groups == 0 else x.reshape(n, groups, -1)
-    z = z if about_zero else z - z.mean(2, keepdim=True)
-    z = z / ((z**2).mean(2, keepdim=True) + 0.1).sqrt()
+    mean, var = (t.double().reshape(*z.shape[:2], 1) for t in given) if given else (z.mean(2, keepdim=True), None)
+    z = z if about_zero else z - mean
+    z = z / ((z**2).mean(2, keepdim=True) + 0.1 if var is None else var + 0.1).sqrt()
     z = z.reshape(c, n, -1).transpose(0, 1) if groups == 0 else z
     return (z.reshape(n, c, -1) * weight[:, None] + bias[:, None]).reshape(x.shape)
 
@@ -63,28 +67,35 @@ def close(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
     dtype=st.sampled_from(sorted(TOLERANCE, key=str)),
     act=st.sampled_from([*sorted(ACTS), "floor"]),
     residual=st.booleans(),
-    about_zero=st.booleans(),
+    pooling=st.sampled_from(["about the mean", "about zero", "given"]),
+    affine=st.tuples(st.booleans(), st.booleans()),
     which=st.integers(0, 5),
 )
-def test_any_call_equals_naive_arithmetic(shape, layout, dtype, act, residual, about_zero, which):
+def test_any_call_equals_naive_arithmetic(shape, layout, dtype, act, residual, pooling, affine, which):
     size = (shape[0], shape[1], *shape[2])
     divisors = [0] + [d for d in range(1, size[1] + 1) if size[1] % d == 0]
     groups = divisors[which % len(divisors)]
     x, g, r = (laid_out(size, one, dtype, seed) for seed, one in enumerate(layout))
     weight, bias = torch.rand(size[1]) + 0.5, torch.randn(size[1])
+    w, b = weight if affine[0] else None, bias if affine[1] else None
+    weight, bias = weight if affine[0] else torch.ones(size[1]), bias * affine[1]
     floor = torch.randn(size[1]) if act == "floor" else None
     code, function = ACTS.get(act, ACTS["none"])
+    sizes, about_zero = (size[0], groups) if groups else size[1:2], pooling == "about zero"
+    given = (torch.randn(sizes), torch.rand(sizes) + 0.3) if pooling == "given" else None
     kind = {"floor": floor, "about_zero": about_zero}
-    y, mean, var = kernels.norm(x, weight, bias, groups, 0.1, residual=r if residual else None, act=code, **kind)
+    y, *found = kernels.norm(x, w, b, groups, 0.1, given, r if residual else None, code, **kind)
     extra = None if not residual or act == "none" else y if code.output_tells else r
-    dx, dw, db, dr, dfloor = kernels.norm_backward(g, x, mean, var, weight, bias, groups, 0.1, extra, code, **kind)
+    mean, var = given or found
+    kind["fixed"] = given is not None
+    dx, dw, db, dr, dfloor = kernels.norm_backward(g, x, mean, var, w, b, groups, 0.1, extra, code, **kind)
     assert y.shape == dx.shape == x.shape
     if x.numel() == 0:
         assert not torch.cat([dw, db, dfloor]).any()
         return
     leaves = [t.double().requires_grad_() for t in (x, weight, bias, r, *([] if floor is None else [floor]))]
     lx, lw, lb, lr, *low = leaves
-    before = naive(lx, lw, lb, groups, about_zero) + (lr if residual else 0)
+    before = naive(lx, lw, lb, groups, about_zero, *(given or ())) + (lr if residual else 0)
     kink = low[0].reshape(-1, *[1] * len(shape[2])).expand_as(before) if low else torch.zeros(())
     want = torch.maximum(before, kink) if low else function(before)
     # where rounding decides on which side of a kink a value lies, its gradient is anybody's

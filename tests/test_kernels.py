@@ -327,3 +327,10 @@ def test_kernels_older_than_the_code_are_left_alone(monkeypatch):
     monkeypatch.setattr(kernels, "_OPS", SimpleNamespace(norm=None, moments=None))
     with pytest.warns(UserWarning, match="kernels are older than the code .no scale_shift.*build them anew"):
         assert not kernels._load()
+
+
+def test_kernels_that_cannot_be_loaded_are_told(monkeypatch, tmp_path):
+    (tmp_path / "_C.abi3.so").write_text("half a download")
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    with pytest.warns(UserWarning, match=r"kernels cannot be loaded .*_C\.abi3\.so.*; build them anew: pip install"):
+        assert not kernels._load()

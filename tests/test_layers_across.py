@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import normwise as nw
 from normwise.errors import UsageError
@@ -64,6 +65,16 @@ def test_ghost_chunks_of_few_values() -> None:
         nw.GhostNorm(4, chunk_size=2)(torch.randn(4, 4))
     with pytest.raises(ValueError, match="chunk_size must be at least 1 sample, got 0"):
         nw.GhostNorm(4, chunk_size=0)
+
+
+def test_ghost_chunks_of_one_valid_value() -> None:
+    """It was silently 0; a chunk without any is padding, and no reason to stop."""
+    norm, x = nw.GhostNorm(4, chunk_size=2), torch.randn(5, 4, 3)
+    valid = torch.tensor([3, 3, 2, 1, 0])[:, None] > torch.arange(3)
+    norm(x, valid)  # chunks of 2, 2 and 1
+    valid[2] = False
+    with pytest.raises(ValueError, match=r"GhostNorm: .* at least 2 values per channel .* got 1 \(input shape \(2, 4"):
+        norm(x, valid)
 
 
 def test_renorm_remembers_as_its_paper_says() -> None:
@@ -154,6 +165,33 @@ def test_domains_per_sample_with_a_mask_and_micro_batches() -> None:
                 norm(x[part], mask[part])
     torch.testing.assert_close(norm.get_buffer("running_var")[1], twin.running_var)
     assert norm.get_buffer("num_batches_tracked").tolist() == [1, 1]
+
+
+class Picked(TorchDispatchMode):
+    """Notes the largest tensor that was made by picking from another."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.index.Tensor:
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_domains_per_sample_are_counted_without_a_copy(masked: bool) -> None:
+    norm, x, mask = nw.DomainNorm(2, domains=3), torch.randn(6, 2, 50), torch.ones(6, 50, dtype=torch.bool)
+    with nw.domain(norm, [0, 2, 0, 2, 0, 0]), Picked() as picked:
+        norm(x, mask if masked else None)
+    assert picked.largest <= mask.numel()
+
+
+def test_a_mask_that_leaves_a_domain_one_value() -> None:
+    norm, mask = nw.DomainNorm(4, domains=2), torch.ones(6, 5, dtype=torch.bool)
+    mask[3:] = torch.arange(5) < 1
+    with nw.domain(norm, [0, 0, 0, 0, 0, 1]), pytest.raises(ValueError, match=r"DomainNorm: .* got 1"):
+        norm(torch.randn(6, 4, 5), mask)
 
 
 def test_the_domain_before_returns() -> None:

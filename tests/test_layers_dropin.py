@@ -69,6 +69,7 @@ def test_results_are_pytorchs(name: str, options: dict[str, Any]) -> None:
                 assert ours.num_batches_tracked == 1
 
 
+@pytest.mark.filterwarnings("ignore:GroupNorm. with 2 values per statistic")
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"bias": False, "eps": 1e-2}], ids=str)
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 5, 6), (2, 4, 3, 2, 3)], ids=len)
 def test_group_norm_is_pytorchs(options: dict[str, Any], shape: tuple[int, ...]) -> None:

@@ -76,15 +76,41 @@ def test_masked_micro_batches_are_pooled_by_what_is_valid() -> None:
     torch.testing.assert_close(norm.state_dict(), whole.state_dict())
 
 
-def test_a_bad_micro_batch_is_left_out_of_the_pool() -> None:
-    norm, x = nw.BatchNorm(3), image()
+def accumulated(norm: nn.Module, parts: list[Tensor]) -> None:
+    with nw.accumulate(norm):
+        for part in parts:
+            norm(part)
+
+
+@tracked
+def test_a_bad_micro_batch_is_left_out_of_the_pool(norm: Any) -> None:
+    norm, x = copy.deepcopy(norm), image()
     whole = copy.deepcopy(norm)
     whole(x)
-    with nw.accumulate(norm):
-        norm(x[:2])
-        norm(torch.full((2, 3, 5, 5), float("nan")))
-        norm(x[2:])
+    with pytest.warns(UserWarning, match="a batch with inf or NaN was left out"):
+        accumulated(norm, [x[:2], torch.full((2, 3, 5, 5), float("nan")), x[2:]])
     torch.testing.assert_close(norm.state_dict(), whole.state_dict())
+    assert int(norm.skipped) == 1
+
+
+@pytest.mark.parametrize("verb", [nw.accelerate, nw.adapt, nw.freeze], ids=lambda verb: verb.__name__)
+def test_pytorchs_own_counts_what_it_leaves_out_once_it_is_ours(verb: Any) -> None:
+    model: Any = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+    before = [set(vars(norm)) for norm in model]
+    plan = verb(model)
+    if verb is nw.freeze:
+        nw.unfreeze(model)
+    with pytest.warns(UserWarning, match=r"BatchNorm2d\(3\): a batch with inf or NaN was left out"):
+        model(torch.full((4, 3, 5, 5), float("inf")))
+    assert (int(model[0].skipped), getattr(model[1], "skipped", None)) == (1, None)
+    plan.undo()
+    assert [set(vars(norm)) for norm in model] == before
+    assert {type(norm) for norm in model} == {nn.BatchNorm2d}
+
+
+def test_an_empty_layer_brought_from_meta_has_left_nothing_out() -> None:
+    norm = nw.BatchNorm2d(3, device="meta")
+    assert norm.to_empty(device="cpu").skipped == 0
 
 
 def test_an_exception_while_accumulating_leaves_the_statistics() -> None:

@@ -1,11 +1,14 @@
 """The rank-free norms: identities, gates, weights, and clear errors."""
 
+import io
 import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.decorators import mark_unbacked
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 import normwise as nw
@@ -32,12 +35,53 @@ def test_one_value_per_channel(cls: Any) -> None:
     norm.eval()(x)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("spec", ["batch", "batch-instance", "switchable", "renorm", "ghost:2", "conditional-batch"])
+def test_one_value_per_channel_compiled(spec: str, dynamic: bool | None) -> None:
+    torch._dynamo.reset()
+    norm, counter = nw.build(spec, 3), CompileCounter()
+    compiled = torch.compile(norm, backend=counter, dynamic=dynamic)
+    given = [torch.zeros(8, dtype=torch.long)] if spec == "conditional-batch" else []
+    for n in (4, 6, 8):
+        compiled(torch.randn(n, 3), *(g[:n] for g in given))
+    assert counter.frame_count == (1 if dynamic else 2)  # the check does not tie the program to one size
+    with pytest.raises(ValueError, match=r"at least 2 values per channel \(N\*H\*W\), got 1"):
+        compiled(torch.randn(1, 3), *(g[:1] for g in given))
+    assert norm.get_buffer("num_batches_tracked") == 3
+
+
+@pytest.mark.parametrize("spec", ["switchable", "renorm"])
+def test_compiled_for_a_batch_of_unknown_size(spec: str) -> None:
+    torch._dynamo.reset()
+    norm, x = nw.build(spec, 3), torch.randn(6, 3, 4)
+    mark_unbacked(x, 0)
+    assert torch.compile(norm, backend="eager", fullgraph=True)(x).shape == x.shape
+
+
 @pytest.mark.parametrize("cls", POOLS_THE_BATCH)
 def test_two_values_per_channel_warn_once(cls: Any) -> None:
     norm = cls(3)
     with pytest.warns(UserWarning, match=r"with 2 values per channel every output is \+-1"):
         norm(torch.randn(2, 3))
     norm(torch.randn(2, 3))  # a second warning would be an error here
+
+
+TWO_PER_STATISTIC = [
+    nw.InstanceNorm(3),
+    nw.InstanceNorm1d(3),
+    nw.GroupNorm(3, 3),
+    nw.IBNorm(3),
+    nw.InstanceNorm(3).eval(),
+]
+
+
+@pytest.mark.parametrize("norm", TWO_PER_STATISTIC, ids=str)
+def test_two_values_per_statistic_warn_once(norm: nn.Module) -> None:
+    x = torch.randn(4, 3, 2)
+    with pytest.warns(UserWarning, match=r"Norm.*: with 2 values per statistic every output is \+-1 .*fewer groups"):
+        y = norm(x)
+    torch.testing.assert_close(y[:, 0].abs(), torch.ones(4, 2), rtol=0, atol=0.05)
+    norm(x)  # a second warning would be an error here
 
 
 def test_a_mask_that_leaves_one_value() -> None:
@@ -145,6 +189,44 @@ def test_gate_does_not_wander_off() -> None:
         optimizer.step()
     assert box(gate).tolist() == [1, 0]
     assert gate.detach().sub(0.5).abs().max() < 0.75
+
+
+@pytest.mark.parametrize("way", ["compiled", "torch.func.grad", "vmap"])
+def test_gate_outside_has_one_gradient_whoever_computes_it(way: str) -> None:
+    torch._dynamo.reset()
+    norm, x = nw.BatchInstanceNorm(4, track_running_stats=False, dtype=torch.float64), torch.randn(6, 4, 3).double()
+    gate, found = torch.tensor([1.2, -0.2, 1.2, -0.2], dtype=torch.float64, requires_grad=True), []
+    for sign in (1, -1):
+
+        def loss(gate: Tensor, sign: int = sign) -> Tensor:
+            y = torch.func.functional_call(norm, {"gate": gate}, (x,))
+            return sign * (y * torch.arange(6)[:, None, None]).pow(2).sum()
+
+        (right,) = torch.autograd.grad(loss(gate), gate)
+        if way == "compiled":
+            (ours,) = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(gate), gate)
+        elif way == "vmap":
+            ours = torch.func.vmap(torch.func.grad(loss))(torch.stack([gate - 9, gate]).detach())[1]
+        else:
+            ours = torch.func.grad(loss)(gate)
+        torch.testing.assert_close(ours, right)
+        found.append(right)
+    assert ((found[0] == 0) != (found[1] == 0)).all()  # one direction leads back, the other further out
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_gate_outside_where_only_ordinary_operations_are_understood() -> None:
+    """Forward mode, torch.jit.trace and torch.export: the gradient passes in both directions."""
+    norm, x = nw.BatchInstanceNorm(4).eval(), torch.randn(6, 4, 3)
+    nn.init.constant_(norm.gate, 1.2)
+    gate, ones = norm.gate.detach(), torch.ones(4)
+    assert torch.equal(torch.func.jvp(box, (gate,), (ones,))[1], ones)
+    wanted = norm(x)
+    programs: list[Any] = [torch.jit.trace(norm, (x,)), torch.export.export(norm, (x,)).module()]
+    torch.jit.save(programs[0], io.BytesIO())
+    for other in programs:
+        torch.testing.assert_close(other(x), wanted)
+        assert all(torch.autograd.grad(sign * other(x).pow(3).sum(), other.gate)[0].all() for sign in (1, -1))
 
 
 def test_eval_blend_uses_gate() -> None:

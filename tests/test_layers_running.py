@@ -1,6 +1,7 @@
 """Running statistics: PyTorch's keys and numbers, and the repairs."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -171,3 +172,16 @@ def test_a_mask_without_valid_values_does_not_poison_the_statistics() -> None:
     torch.testing.assert_close(norm.running_var, before.running_var)
     with pytest.raises(ValueError, match=r"at least 2 values per channel .* got 0"):
         nw.BatchNorm(3)(x, torch.zeros(2, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("way", ["eager", "compiled", "accumulated"])
+def test_a_batch_without_valid_values_is_not_counted(way: str) -> None:
+    torch._dynamo.reset()
+    norm, x = nw.InstanceNorm(3, track_running_stats=True, momentum=None), torch.randn(2, 3, 5) + 4
+    run = torch.compile(norm, fullgraph=True, backend="aot_eager") if way == "compiled" else norm
+    with nw.accumulate(norm) if way == "accumulated" else nullcontext():
+        run(x, torch.zeros(2, 5, dtype=torch.bool))
+    assert norm.num_batches_tracked == 0
+    norm(x)
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2)))
+    assert norm.num_batches_tracked == 1

@@ -30,6 +30,21 @@ def test_a_style_that_does_not_fit(shape: tuple[int, ...]) -> None:
         nw.functional.adain(torch.randn(3, 4, 8, 8), torch.randn(shape))
 
 
+def test_a_padded_style() -> None:
+    content, style = torch.randn(2, 4, 8), torch.randn(2, 4, 5)
+    padded = torch.cat([style, torch.full((2, 4, 3), float("nan"))], 2).requires_grad_()
+    mask = torch.arange(8) < 5
+    y = nw.AdaptiveInstanceNorm(4)(content, padded, style_mask=mask)
+    torch.testing.assert_close(y, nw.functional.adain(content, style))
+    (gradient,) = torch.autograd.grad(y.pow(2).sum(), padded)
+    assert gradient[..., :5].all()
+    assert not gradient[..., 5:].any()
+    one = nw.functional.adain(content, padded[:1], style_mask=mask)
+    torch.testing.assert_close(one, nw.functional.adain(content, style[:1]))
+    with pytest.raises(ValueError, match=r"mask must be bool and broadcast to .* = \(2, 8\)"):
+        nw.functional.adain(content, padded, style_mask=mask[:5])
+
+
 CONDITIONAL: list[Any] = [nw.ConditionalBatchNorm, nw.ConditionalInstanceNorm]
 
 
@@ -109,6 +124,16 @@ def test_mixstyle_keeps_what_the_instance_standardizes_to() -> None:
     x = torch.randn(6, 4, 8, 8, dtype=torch.float64)
     y, standardize = nw.MixStyle(4, p=1.0, eps=0.0)(x), nw.InstanceNorm(4, eps=0.0).double()
     torch.testing.assert_close(standardize(y), standardize(x))
+
+
+def test_mixstyle_never_mixes_with_padding() -> None:
+    """A partner without a valid value once pulled the mean and deviation of a valid instance to 0."""
+    x, mask = torch.randn(2, 4, 6) + 5, torch.tensor([[True] * 6, [False] * 6])
+    for seed in range(5):
+        torch.manual_seed(seed)
+        y = nw.MixStyle(4, p=1.0)(x, mask)
+        torch.testing.assert_close(y[0], x[0])
+        assert not y[1].any()
 
 
 @pytest.mark.parametrize("options", [{"p": 1.5}, {"p": -0.1}, {"alpha": 0.0}])

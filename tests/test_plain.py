@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from normwise import functional, kernels, plain
+from normwise.kernels import RELU
 from normwise.layers import batch, within
 from normwise.table import wide
+from normwise.tail import Tail
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
 
@@ -263,7 +265,10 @@ def test_where_pytorch_is_as_fast_it_is_asked(monkeypatch: pytest.MonkeyPatch) -
     x = torch.randn(2, 32, 16, 16)
     large = torch.randn(16, 32, 24, 24)
     ask = lambda x, groups: plain.native(x, None, None, groups)  # noqa: E731
-    assert [ask(x, 0), ask(x, 4), ask(x, 32)] == [True, False, True]
+    assert [ask(x, 0), ask(x, 4), ask(x, 32)] == [False, False, True]
+    assert plain.native(x, None, None, 0, tail=Tail(act=RELU))  # one node for two
+    with torch.no_grad():
+        assert [ask(x, 0), ask(x, 4), ask(x, 32)] == [True, False, True]
     assert not plain.native(x, None, None, 0, (torch.zeros(32), torch.ones(32)))
     assert [ask(large, 0), ask(large, 4), ask(large, 32)] == [True, True, True]
     assert ask(x.contiguous(memory_format=torch.channels_last), 4)  # PyTorch's errs there

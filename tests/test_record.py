@@ -70,6 +70,57 @@ def test_what_is_joined(after: Any, joins: list[str], joined: list[str]) -> None
     assert joined == joins
 
 
+@pytest.mark.parametrize(
+    ("act", "label"),
+    [
+        (nn.ReLU(), "norm + add + act"),
+        (nn.LeakyReLU(), "norm + add"),
+        (nn.LeakyReLU(inplace=True), "norm + add + act"),
+        (nn.ReLU6(), "norm + add"),
+        (nn.ReLU6(inplace=True), "norm + add"),
+        (nn.Hardtanh(), "norm + add"),
+        (nn.SiLU(), "norm + add + act"),
+        (nn.GELU(), "norm + add + act"),
+    ],
+)
+@pytest.mark.parametrize("later", ["output", "residual"])
+def test_what_pytorch_lets_one_write_to_stays_so(act: nn.Module, label: str, later: str, joined: list[str]) -> None:
+    def after(m: Any, y: Tensor, x: Tensor) -> Tensor:
+        residual = x * 2
+        y = m.act(y + residual)
+        return y + residual.mul_(3) if later == "residual" else y
+
+    def gradients(model: nn.Module) -> list[Tensor]:
+        y = model(x)
+        y = y.mul_(2) if later == "output" else y
+        try:
+            return list(torch.autograd.grad(y.square().sum(), [*model.parameters()]))
+        except RuntimeError:  # what was written to is needed
+            return []
+
+    model, x = Line(after, act=act).double(), torch.randn(4, 3, 5, 5).double()
+    twin = copy.deepcopy(model)
+    nw.accelerate(model)
+    torch.testing.assert_close(gradients(model), gradients(twin))
+    late = later == "residual" and isinstance(act, nn.SiLU | nn.GELU)
+    assert joined == ["norm + add" if late else label]
+
+
+@pytest.mark.parametrize(
+    "part", [nn.Dropout(), nn.Sequential(), nn.Conv2d(3, 3, 1)], ids=lambda part: type(part).__name__
+)
+def test_a_norm_is_not_moved_behind_a_write_to_its_input(part: nn.Module, joined: list[str]) -> None:
+    def after(m: Any, y: Tensor, x: Tensor) -> Tensor:
+        return m.norm2(m.part(y)) + m.act(y)
+
+    model, x = Line(after, part=part, norm2=nn.GroupNorm(1, 3)).eval(), torch.randn(4, 3, 5, 5)
+    model.act.inplace = True
+    nw.accelerate(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), Line.forward(model, x))
+    assert joined == (["norm2 + add"] if isinstance(part, nn.Conv2d) else [])
+
+
 def branch(m: Any, y: Tensor, x: Tensor) -> Tensor:
     return m.act(y) if m.training else y
 
@@ -108,6 +159,37 @@ def by_kind(m: Any, y: Tensor, x: Tensor) -> Tensor:
     return m.act(y) if torch.is_tensor(x) else y
 
 
+def by_part(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    return m.act(y) * m.part.gain
+
+
+def through_part(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    return m.part.after(m.act(y))
+
+
+def layer_by_layer(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    for layer in m.part.layers:
+        y = layer(y)
+    return m.act(m.norm2(y))
+
+
+def by_operator(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    return torch.ops.aten.neg(m.act(y))
+
+
+class Gain(nn.Identity):
+    gain = 2.0
+
+    def after(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Rows(nn.Identity):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*parts())
+
+
 class Optional(Line):
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Any:
         return super().forward(x if gain is None else x * gain)
@@ -126,7 +208,11 @@ class Optional(Line):
         (lambda: Line(by_kind), "asks of what type a value is"),
         (lambda: Line(with_constant), "a tensor that is neither a parameter nor a buffer"),
         (lambda: Line(branch, settings={"act": True}), r"its attribute 'settings' \(dict\) may change"),
-        (lambda: Optional(lambda m, y, x: m.act(y)), "has optional arguments"),
+        (lambda: Line(by_part, part=Gain()), r"reads 'gain' of its part \(Gain\), which may change"),
+        (lambda: Line(through_part, part=Gain()), r"reads 'gain' of its part \(Gain\), which may change"),
+        (lambda: Line(layer_by_layer, part=Rows(), norm2=nn.BatchNorm2d(3)), "through the layers of one of its parts"),
+        (lambda: Line(by_operator), "cannot be pickled"),
+        (lambda: Optional(lambda m, y, x: m.act(y)), "has optional or keyword-only arguments"),
     ],
 )
 def test_blocks_that_are_left_as_they_are(make: Callable[[], Line], why: str) -> None:
@@ -138,6 +224,10 @@ def test_blocks_that_are_left_as_they_are(make: Callable[[], Line], why: str) ->
         raise AssertionError(plan.left[0].note)
     assert type(model) is type(twin)
     torch.testing.assert_close(model(x), twin(x))
+
+
+def parts() -> list[nn.Module]:
+    return [nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)]
 
 
 def test_an_attribute_that_changes_later_is_heeded() -> None:
@@ -172,6 +262,26 @@ def test_layer_lists_are_followed_and_heeded(joined: list[str]) -> None:
     model.norms.append(nn.BatchNorm2d(3))
     torch.testing.assert_close(model(x), Stack.forward(model, x))
     assert len(joined) == 2
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, nn.Sequential])
+def test_layers_gone_through_one_by_one_are_heeded(kind: Any, joined: list[str]) -> None:
+    def after(m: Any, y: Tensor, x: Tensor) -> Tensor:
+        y = m.act(y)
+        for layer in m.layers:
+            y = layer(y)
+        return y
+
+    model: Any = Line(after, layers=kind(*([parts()] if kind is nn.ModuleList else parts())))
+    x = torch.randn(4, 3, 5, 5)
+    nw.accelerate(model)
+    model(x)
+    assert joined == ["norm + act"]
+    model.layers.append(nn.Conv2d(3, 3, 1))
+    torch.testing.assert_close(model(x), Line.forward(model, x))
+    model.layers = model.layers[:1]
+    torch.testing.assert_close(model(x), Line.forward(model, x))
+    assert joined == ["norm + act"]
 
 
 def test_an_argument_that_is_none_takes_the_course_of_its_own() -> None:

@@ -1,12 +1,14 @@
 """What recurrent layers with batch norm remember: pooled over micro-batches, and recomputed over a loader."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from test_recurrent import LENGTHS, batch, each_kind, made
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
 from normwise.errors import UsageError
@@ -63,6 +65,80 @@ class TestAccumulate:
             for x in parts:
                 torch.testing.assert_close(compiled(x)[0], layer(x)[0])
         torch.testing.assert_close(other.state_dict(), layer.state_dict())
+
+
+WAYS = ["plain", "checkpoint", "reentrant", "compiled inside", "compiled inside a reentrant one", "compiled outside"]
+
+
+def way(layer: nn.Module, kind: str) -> Any:
+    """A function that runs the layer under a checkpoint, compiled or not."""
+
+    def output(x: Tensor) -> Any:
+        return inner(x)[0]
+
+    inner = torch.compile(layer, backend="aot_eager", fullgraph=True) if "inside" in kind else layer
+    if kind == "plain":
+        return output
+    if kind != "compiled outside":
+        return lambda x: checkpoint(output, x, use_reentrant="reentrant" in kind)
+    return torch.compile(lambda x: checkpoint(output, x, use_reentrant=False) * 1.0, backend="aot_eager")
+
+
+class TestOnceAStep:
+    @each_kind
+    @pytest.mark.parametrize("way_of", WAYS[1:])
+    @pytest.mark.parametrize("pooled", [False, True], ids=["", "accumulated"])
+    def test_under_a_checkpoint(self, kind: str, way_of: str, pooled: bool) -> None:
+        torch._dynamo.reset()
+        layer, x = made(kind, "batch"), batch(3)
+        if way_of == "compiled outside":
+            layer(x)  # here the memory cannot grow
+        other = copy.deepcopy(layer)
+        run, found = way(other, way_of), []
+        with nw.accumulate(layer) if pooled else nullcontext(), nw.accumulate(other) if pooled else nullcontext():
+            for function in (way(layer, "plain"), run):
+                for part in (x, x + 1):
+                    part = part.clone().requires_grad_()
+                    function(part).pow(2).sum().backward()
+                    found.append(part.grad)
+        torch.testing.assert_close(found[2:], found[:2])
+        torch.testing.assert_close(other.state_dict(), layer.state_dict())
+
+    def test_under_torch_func(self) -> None:
+        layer, x = made("LSTM", "batch"), batch()
+        other, parameters = copy.deepcopy(layer), {name: p.detach() for name, p in layer.named_parameters()}
+        layer(x)
+
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(other, parameters, (x,))[0].pow(2).sum()
+
+        torch.func.grad(loss)(parameters)
+        torch.testing.assert_close(other.state_dict(), layer.state_dict())
+
+
+class TestPoison:
+    @pytest.mark.parametrize("way_of", WAYS)
+    @pytest.mark.parametrize("pooled", [False, True], ids=["", "accumulated"])
+    def test_what_is_not_finite_is_counted_for_each_step_and_told(self, way_of: str, pooled: bool) -> None:
+        torch._dynamo.reset()
+        layer, x = made("LSTM", "batch"), batch(4)
+        layer(x)
+        before = copy.deepcopy(layer.state_dict())
+        x[2, 1] = float("inf")
+        memory: Any = layer.memory_l0
+
+        def step() -> None:
+            with nw.accumulate(layer) if pooled else nullcontext():
+                way(layer, way_of)(x.requires_grad_()).sum().backward()
+            layer.eval()
+
+        with pytest.warns(UserWarning, match="a batch with inf or NaN was left out of the running statistics"):
+            step()
+        assert int(memory.skipped) == 2
+        assert memory.num_batches_tracked.tolist() == [2, 2, 1, 1]
+        torch.testing.assert_close(memory.running_mean[2:], before["memory_l0.running_mean"][2:])
+        torch.testing.assert_close(memory.running_var[2:], before["memory_l0.running_var"][2:])
+        assert list(layer.state_dict()) == list(before)
 
 
 class TestRecalibrate:

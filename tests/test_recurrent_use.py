@@ -42,6 +42,25 @@ def test_padding_has_no_influence(kind: str, norm: str) -> None:
     torch.testing.assert_close(layer.eval()(longer, lengths=LENGTHS)[0][:5], layer(x, lengths=LENGTHS)[0])
 
 
+@each_norm
+def test_lengths_may_be_a_list(norm: str) -> None:
+    layer, x = made("LSTM", norm), batch()
+    torch.testing.assert_close(layer(x, lengths=LENGTHS.tolist())[0], copy.deepcopy(layer)(x, lengths=LENGTHS)[0])
+
+
+@each_kind
+@each_norm
+@pytest.mark.parametrize("lengths", [None, []])
+def test_an_empty_batch_passes_and_teaches_nothing(kind: str, norm: str, lengths: Any) -> None:
+    layer = made(kind, norm)
+    layer(batch())
+    before = copy.deepcopy(layer.state_dict())
+    output = layer(batch(size=0), lengths=None if lengths is None else torch.tensor([], dtype=torch.long))[0]
+    assert output.shape == (5, 0, 6)
+    output.sum().backward()
+    torch.testing.assert_close(layer.state_dict(), before)
+
+
 @each_kind
 @each_norm
 def test_in_evaluation_and_with_layer_norm_neighbours_have_no_influence(kind: str, norm: str) -> None:
@@ -71,7 +90,8 @@ class TestMemory:
         layer: Any = made("LSTM", "batch")
         layer(batch())
         before = copy.deepcopy(layer.memory_l0.state_dict())
-        layer(batch() * float("inf"))
+        with pytest.warns(UserWarning, match="a batch with inf or NaN was left out"):
+            layer(batch() * float("inf"))
         torch.testing.assert_close(layer.memory_l0.state_dict(), before)
 
     def test_checkpoints_count_once_and_give_the_same_gradient(self) -> None:
@@ -95,6 +115,12 @@ class TestMemory:
         layer, x = made("LSTM", "batch", state_noise=0.5), torch.zeros(1, 4, 3, dtype=torch.float64)
         assert layer(x)[0].std(1).min() > 0
         assert layer.eval()(x)[0].std(1).max() == 0
+
+    @pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+    def test_without_a_norm_there_is_no_noise(self, traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("normwise.ops.tracing", lambda: traced)
+        layer, x = made("LSTM", "none", state_noise=0.5), torch.zeros(1, 4, 3, dtype=torch.float64)
+        assert layer(x)[0].std(1).max() == 0
 
     def test_weights_start_small_for_batch_norm(self) -> None:
         for norm, start in (("batch", 0.1), ("layer", 1.0)):
@@ -191,6 +217,8 @@ class TestFormats:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (lambda: nw.LSTM(3, 6, proj_size=2), "LSTM: proj_size is not offered, got 2; .* nn.Linear\\(6, 2\\)"),
+        (lambda: made("LSTM", "layer")(batch(), lengths=[5, 2]), r"shape \(4,\), got torch.int64 of shape \(2,\)"),
         (lambda: nw.LSTM(3, 6, norm="group"), "norm must be one of none, batch, layer, got 'group'"),
         (lambda: made("LSTM", "batch")(batch(size=1)), "at least 2 values per channel"),
         (lambda: made("LSTM", "layer")(torch.zeros(5, 4, 2).double()), r"shape \(T, N, 3\) .* \(5, 4, 2\)"),
@@ -257,6 +285,14 @@ class TestSwap:
             nw.swap(Tagger(), "instance")
         mixed = nn.Sequential(nn.BatchNorm1d(5), Tagger())
         assert [left.path for left in nw.swap(mixed, "group:5").left] == ["1.rnn"]
+
+    def test_where_nothing_is_remembered_nothing_is_frozen_or_recomputed(self) -> None:
+        forgetful = Tagger()
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(forgetful.rnn.memory_l0, name, None)
+        for model in (forgetful, Tagger(nw.LSTM(3, 6, batch_first=True, norm="layer"))):
+            for plan in (nw.freeze(model), nw.recalibrate(model, [batch()])):
+                assert [(each.path, each.note) for each in plan.left] == [("rnn", "it remembers no statistics")]
 
     def test_other_surgery_leaves_it_and_says_what_to_do(self) -> None:
         model = Tagger()

@@ -55,7 +55,7 @@ _HOME = {
     "freeze": "surgery.freeze",
     "from_flax": "surgery.conventions",
     "from_keras": "surgery.conventions",
-    "moments": "table",
+    "moments": "measure",
     "recalibrate": "surgery.recalibrate",
     "remove_weight_standardization": "surgery.weights",
     "simplify": "surgery.simplify",

@@ -42,6 +42,7 @@ from normwise.layers.within import InstanceNorm as InstanceNorm
 from normwise.layers.within import InstanceNorm1d as InstanceNorm1d
 from normwise.layers.within import InstanceNorm2d as InstanceNorm2d
 from normwise.layers.within import InstanceNorm3d as InstanceNorm3d
+from normwise.measure import moments as moments
 from normwise.ops import backend as backend
 from normwise.surgery.accelerate import accelerate as accelerate
 from normwise.surgery.adapt import adapt as adapt
@@ -60,6 +61,5 @@ from normwise.surgery.sync import unsync as unsync
 from normwise.surgery.weights import remove_weight_standardization as remove_weight_standardization
 from normwise.surgery.weights import weight_standardization as weight_standardization
 from normwise.table import Moments as Moments
-from normwise.table import moments as moments
 
 __version__: str

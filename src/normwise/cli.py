@@ -151,7 +151,7 @@ def bench(
     from normwise.bench.table import table
 
     chosen = "all" if everything else "quick" if quick else "default"
-    lists = {"norms": norm or (), "shapes": shape or (), "peers": peer or ()}
+    lists: dict[str, Any] = {"norms": norm or (), "shapes": shape or (), "peers": peer or ()}
     content = run.bench(chosen, **lists, threads=threads, allocator=allocator, out=out)
     _show(content, as_json, lambda: table(content))
     if not content["finished"]:
@@ -186,7 +186,8 @@ def main() -> None:
             raise KeyboardInterrupt
         raise SystemExit(code)
     except (KeyboardInterrupt, typer.Abort):
-        _stop(130, "interrupted; the same command with the same --out continues")
+        continues = sys.argv[1:2] in (["compare"], ["claims"])
+        _stop(130, "interrupted" + ("; the same command with the same --out continues" if continues else ""))
     except UsageOfCommand as error:
         error.show()
         raise SystemExit(2) from None

@@ -7,18 +7,22 @@ from torch.nn.functional import instance_norm as _instance_norm
 from torch.nn.functional import layer_norm, rms_norm
 
 from normwise import ops, plain
+from normwise.measure import moments
 from normwise.ops import Affine
-from normwise.table import Moments, convert, moments
+from normwise.table import Moments, convert
 
 __all__ = ["adain", "batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 
-def adain(content: Tensor, style: Tensor, *, eps: float = 1e-5, mask: Tensor | None = None) -> Tensor:
+def adain(
+    content: Tensor, style: Tensor, *, eps: float = 1e-5, mask: Tensor | None = None, style_mask: Tensor | None = None
+) -> Tensor:
     """Gives each channel of the content the mean and deviation that it has in the style.
 
     `y = std(style) * (x - mean(x)) / std(x) + mean(style)` per instance and channel (Huang and Belongie,
     2017), `std = sqrt(var + eps)`. The style may have another spatial shape; it has as many instances as the
-    content, or one for all. `mask` (bool, broadcastable to (N, *spatial)) leaves values of the content out.
+    content, or one for all. `mask` (bool, broadcastable to (N, *spatial)) leaves values of the content out,
+    `style_mask` values of the style.
 
     >>> content, style = torch.randn(2, 3, 8, 8), 5 + torch.randn(1, 3, 6, 6)
     >>> bool((adain(content, style).mean((2, 3)) - style.mean((2, 3))).abs().max() < 1e-4)
@@ -29,8 +33,9 @@ def adain(content: Tensor, style: Tensor, *, eps: float = 1e-5, mask: Tensor | N
             f"adain: style must have shape (N or 1, C, *spatial) with the N and C of the content, got "
             f"{tuple(style.shape)} for content of shape {tuple(content.shape)}."
         )
-    known = ops.tracing() or len(style)  # else the mask only says so, or PyTorch warns of an empty tensor
-    mean, var, _ = moments(style, None if known else style.new_ones(style.shape[2:], dtype=torch.bool))
+    if not ops.tracing() and not len(style):  # the mask says so, or PyTorch would warn of an empty tensor
+        style_mask = style.new_ones(style.shape[2:], dtype=torch.bool)
+    mean, var, _ = moments(style, style_mask)
 
     def rule(table: Moments, mean: Tensor, var: Tensor) -> Affine:
         scale = (var + eps).sqrt() * (table.var + eps).rsqrt()

@@ -168,7 +168,7 @@ def remember(
     if not (_LOADED and mean.is_cpu and new_mean.dtype == dtype and new_var.dtype == dtype and seen.is_cpu):
         return False
     given = mean, var, seen, new_mean, new_var
-    if not all([type(t) is Tensor and t.is_contiguous() for t in given]):
+    if not all([type(t) is Tensor and t.is_contiguous() for t in given]) or new_mean.requires_grad:
         return False
     _OPS.remember.default(mean, var, seen, skipped, new_mean, new_var, momentum)
     increment_version((mean, var, seen))
@@ -182,20 +182,28 @@ def _either(act: Act, floor: Tensor | None) -> tuple[int, float, float, Tensor |
 
 
 def _load() -> bool:
-    for path in sorted(Path(__file__).parent.glob("_C*.so")):
-        torch.ops.load_library(path)
+    try:
+        for path in sorted(Path(__file__).parent.glob("_C*.so")):
+            torch.ops.load_library(path)
+    except OSError as error:
+        return _unusable(f"cannot be loaded ({error.__cause__ or error})")
     missing = [name for name in _FAKES if not hasattr(_OPS, name)]
-    if missing:
-        if len(missing) < len(_FAKES):
-            warn(
-                f"normwise: the kernels are older than the code (no {missing[0]}), so that the reference in plain "
-                "PyTorch runs; build them anew: pip install --no-build-isolation -e .",
-                stacklevel=2,
-            )
+    if len(missing) == len(_FAKES):
         return False
+    if missing:
+        return _unusable(f"are older than the code (no {missing[0]})")
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"normwise::{name}")(fake)
     return True
+
+
+def _unusable(why: str) -> bool:
+    warn(
+        f"normwise: the kernels {why}, so that the reference in plain PyTorch runs; build them anew: "
+        "pip install --no-build-isolation -e .",
+        stacklevel=3,
+    )
+    return False
 
 
 def _fake_moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import CInterpreter, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from normwise import kernels
@@ -118,6 +118,11 @@ def tracing() -> bool:
         or forward_ad._current_level >= 0
         or torch._C._get_dispatch_mode(_PROXY) is not None
     )
+
+
+def transformed() -> bool:
+    """True under vmap, grad and the like of torch.func, also in what Dynamo traces, which wraps the None of none."""
+    return isinstance(peek_interpreter_stack(), CInterpreter)
 
 
 def understood(x: Tensor) -> bool:

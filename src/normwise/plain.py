@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
 from normwise import kernels
-from normwise.ops import tracing, understood
+from normwise.ops import tracing, transformed, understood
 from normwise.table import convert, wide
 from normwise.tail import NOTHING, Tail, again
 
@@ -31,7 +30,7 @@ def batch_norm(
     >>> y.shape, mean.shape, var.shape
     (torch.Size([4, 3, 8, 8]), torch.Size([3]), torch.Size([3]))
     """
-    if native(x, weight, bias, 0, statistics):
+    if native(x, weight, bias, 0, statistics, tail):
         y, mean, var = closed_form(x, weight, bias, 0, eps, statistics, tail)
         return (y, mean, unbiased(var, x.numel() // x.shape[1])) if statistics is None else (y, *statistics)
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
@@ -85,10 +84,15 @@ def group_norm(
 
 
 def native(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, statistics: Statistics | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    statistics: Statistics | None = None,
+    tail: Tail = NOTHING,
 ) -> bool:
     """Says whether the kernels take this call (0 groups: batch norm); what PyTorch would refuse they leave to it."""
-    if tracing() or not understood(x) or _suits_pytorch(x, groups, statistics is not None):
+    if tracing() or not understood(x) or _suits_pytorch(x, groups, statistics is not None, tail):
         return False
     channels = x.shape[1]
     if x.numel() <= (x.shape[0] * groups or channels) or (groups and channels % groups):
@@ -123,7 +127,7 @@ def unbiased(var: Tensor, number: int) -> Tensor:
 
 def keep_layout(y: Tensor, like: Tensor) -> Tensor:
     """Gives y the channels_last format where the channels of `like` lie closest in memory."""
-    if like.dim() not in (4, 5) or _vmapped() or like.stride(1) >= like.stride(-1):
+    if like.dim() not in (4, 5) or transformed() or like.stride(1) >= like.stride(-1):
         return y
     return y.contiguous(memory_format=torch.channels_last if like.dim() == 4 else torch.channels_last_3d)
 
@@ -218,15 +222,19 @@ def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | No
     return keep_layout(F.group_norm(x.flatten(2), groups, weight, bias, eps).view(x.shape), x)
 
 
-def _suits_pytorch(x: Tensor, groups: int, fixed: bool) -> bool:
-    """True where PyTorch's operator was measured to be as fast (`benchmarks/README.md`), and is right."""
-    values = x.numel()
-    if fixed and values <= SMALL:
+def _suits_pytorch(x: Tensor, groups: int, fixed: bool, tail: Tail = NOTHING) -> bool:
+    """True where PyTorch's operator was measured to be as fast (`benchmarks/README.md`), and is right.
+
+    Its node costs less than ours, in C++ where ours is in Python; with a tail ours stands for two.
+    """
+    values, node = x.numel(), torch.is_grad_enabled() and tail is NOTHING
+    if values <= SMALL and (fixed or (node and not groups)):
         return True
     plane = x.shape[2:].numel()
     in_groups = 0 < groups < x.shape[1]
-    few = plane < 64 or values <= 4 * SMALL if in_groups else plane < 16
-    return few and _is_plain(x)
+    few = plane < 64 or values <= (8 if node else 4) * SMALL if in_groups or fixed else plane < 16
+    exact = x.itemsize > 2 or not in_groups  # of a large mean PyTorch's loses digits there
+    return few and exact and _is_plain(x)
 
 
 def _fits(t: Tensor, x: Tensor, channels: int) -> bool:
@@ -236,11 +244,6 @@ def _fits(t: Tensor, x: Tensor, channels: int) -> bool:
 
 def _is_plain(x: Tensor) -> bool:
     """True where PyTorch takes its contiguous kernel: it goes by strides, axes of size 1 included."""
-    if x.dim() not in (4, 5) or _vmapped():
+    if x.dim() not in (4, 5) or transformed():  # vmap knows no memory formats
         return True
     return x.is_contiguous() and x.stride(-1) == 1 and x.stride(1) == x.shape[2:].numel()
-
-
-def _vmapped() -> bool:
-    """Under vmap a tensor can be neither asked for nor given a memory format."""
-    return peek_interpreter_stack() is not None

@@ -9,8 +9,12 @@ from torch import Tensor, fx, nn
 
 from normwise import ops
 from normwise.layers.running import Running
+from normwise.layers.written import compiling
 from normwise.table import align
 from normwise.tail import NOTHING, Tail
+
+LARGER = "use a larger batch, or a norm that does not pool over the batch, such as group."
+FEWER = "place it before the pooling, or use fewer groups."
 
 
 class Plane(Running):
@@ -123,9 +127,9 @@ def check_input(module: nn.Module, x: Tensor, num_features: int, mask: Tensor | 
 
 def check_batch(module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
     """Batch statistics need more than one value per channel, and say nothing from two; an empty batch needs none."""
-    if ops.tracing() or not len(x):
+    values = _values(x, mask)
+    if values is None:
         return
-    values = x.numel() // x.shape[1] if mask is None else int(align(mask, x).sum())
     if values < 2:
         raise ValueError(
             f"{type(module).__name__}: batch statistics need at least 2 values per channel (N*H*W), got "
@@ -136,19 +140,33 @@ def check_batch(module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
         _warn_two(type(module).__name__)
 
 
+def _values(x: Tensor, mask: Tensor | None) -> int | None:
+    """How many values a channel has; None for an empty batch, and where only the running program will know."""
+    if ops.tracing():
+        return 1 if compiling() and mask is None and _surely_one(x) else None
+    if not len(x):
+        return None
+    return x.numel() // x.shape[1] if mask is None else int(align(mask, x).sum())
+
+
+def _surely_one(x: Tensor) -> bool:
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, and sets no guard
+
+    return statically_known_true(x.shape[0] * x.shape[2:].numel() == 1)
+
+
 def check_values(module: nn.Module, x: Tensor, channels: int = 1) -> None:
-    """One value has no variance: every output would be the bias."""
-    if channels * x.shape[2:].numel() == 1:
+    """One value has no variance: every output would be the bias; and from two they say nothing."""
+    values = channels * x.shape[2:].numel()
+    if values == 1:
         raise ValueError(
             f"{type(module).__name__}: every statistic needs at least 2 values (H*W times channels of a "
-            f"group), got 1 (input shape {tuple(x.shape)}); place it before the pooling, or use fewer groups."
+            f"group), got 1 (input shape {tuple(x.shape)}); {FEWER}"
         )
+    if not ops.tracing() and values == 2 and len(x):
+        _warn_two(type(module).__name__, "statistic", FEWER)
 
 
 @cache
-def _warn_two(name: str) -> None:
-    warn(
-        f"{name}: with 2 values per channel every output is +-1 whatever the data; "
-        "use a larger batch, or a norm that does not pool over the batch, such as group.",
-        stacklevel=2,
-    )
+def _warn_two(name: str, pool: str = "channel", advice: str = LARGER) -> None:
+    warn(f"{name}: with 2 values per {pool} every output is +-1 whatever the data; {advice}", stacklevel=2)

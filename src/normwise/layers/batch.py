@@ -66,7 +66,8 @@ def batch_norm(norm: Running, x: Tensor, mask: Tensor | None, tail: Tail = NOTHI
     """Batch norm with the weights and the memory of a norm, which moves in training."""
     mean, var = norm.remembered()
     blended = mean is not None and norm.mix > 0 and not norm.training
-    if mean is None or (blended and norm.mix == 1):
+    teaches = ops.tracing() or x.numel() > 0  # PyTorch takes a batch of nothing, and counts it
+    if (mean is None or (blended and norm.mix == 1)) and (teaches or mask is not None):
         check_batch(norm, x, mask)
     if mask is not None or blended:
         rule = partial(_rule, eps=norm.eps, mix=norm.mix if blended else 0.0)
@@ -74,7 +75,7 @@ def batch_norm(norm: Running, x: Tensor, mask: Tensor | None, tail: Tail = NOTHI
         return ops.normalize(x, rule, tensors, mask=mask, observe=norm.observe, tail=tail)
     statistics = None if mean is None or var is None else (mean, var)
     y, mean, var = plain.batch_norm(x, norm.weight, norm.bias, norm.eps, statistics, tail)
-    if norm.remembers() and (ops.tracing() or len(x)):  # PyTorch counts a batch of nothing; it teaches nothing
+    if norm.remembers() and teaches:
         norm.remember(mean, var, x.numel() // x.shape[1])
     return y
 

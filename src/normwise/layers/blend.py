@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from normwise import ops
 from normwise.layers.base import TableNorm, check_values
@@ -101,21 +102,28 @@ class IBNorm(TableNorm):
 def box(gate: Tensor) -> Tensor:
     """Clamps to [0, 1]; the gradient passes inside and, from outside, where descent leads back.
 
+    In forward mode, `torch.jit.trace` and `torch.export` it passes everywhere.
+
     >>> gate = torch.tensor([0.5, 1.2, 1.2], requires_grad=True)
     >>> box(gate).backward(torch.tensor([1.0, 1.0, -1.0]))
     >>> gate.grad
     tensor([1., 1., 0.])
     """
-    if ops.tracing():  # a sign-dependent gradient needs a node of its own; here it passes everywhere
-        return gate + (gate.clamp(0, 1) - gate).detach()
+    if forward_ad._current_level >= 0 or torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        return gate + (gate.clamp(0, 1) - gate).detach()  # no node of our own is understood: it passes everywhere
     return _Box.apply(gate)
 
 
 class _Box(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(gate)
+    def forward(gate: Tensor) -> Tensor:
         return gate.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ INSTANCES, CHANNELS, PIXELS = 3, 4, 4
 FILLED, EMPTY = "█", "·"
 
 
-def drawing(axes: str) -> str:
+def drawing(axes: str, groups: int = 2) -> str:
     """Draws one pool: rows are instances, columns channels (tokens), the signs of a cell positions (features).
 
-    `axes` is one of `NormEntry.axes`: N, C, C/g (here two groups), HW and F joined by commas.
+    `axes` is one of `NormEntry.axes`: N, C, C/g (of `groups`), HW and F joined by commas.
 
     >>> print(drawing("N,HW"))
            channel 0     1     2     3
@@ -16,7 +16,7 @@ def drawing(axes: str) -> str:
     instance 2     ████  ····  ····  ····
     """
     pooled = axes.split(",")
-    width = CHANNELS if "C" in pooled else CHANNELS // 2 if "C/g" in pooled else 1
+    width = CHANNELS if "C" in pooled else CHANNELS // groups if "C/g" in pooled else 1
     whole = "HW" in pooled or "F" in pooled
     lines = [f"{'token' if 'F' in pooled else 'channel':>14} {'     '.join(map(str, range(CHANNELS)))}"]
     for n in range(INSTANCES):

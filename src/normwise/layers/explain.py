@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normwise.layers.catalogue import NORMS
 from normwise.layers.drawing import drawing
 from normwise.layers.entry import NormEntry
-from normwise.layers.spec import build, parse
+from normwise.layers.spec import NormSpec, build, parse
 from normwise.table import Moments, moments
 
 C = 64  # for shapes and counts
@@ -16,6 +16,7 @@ NUMBERS = torch.tensor(  # (N, C, positions)
     [[[1.0, 2, 3], [4, 8, 12], [0, 3, 0], [5, 5, 8]], [[0.0, 0, 6], [10, 20, 30], [1, 1, 4], [7, 8, 9]]]
 )
 STYLE = NUMBERS.flip(0) + 10
+DEFAULTS = "with its defaults"
 
 
 def explain(text: str) -> dict[str, Any]:
@@ -31,8 +32,9 @@ def explain(text: str) -> dict[str, Any]:
         "schema": 1,
         **said,
         "cannot": dict(entry.cannot),
-        "drawings": [drawing(axes) for axes in entry.axes],
-        "steps": _steps(entry),
+        "drawings": [drawing(axes, _groups(spec)) for axes in entry.axes],
+        "drawn": _drawn(spec),
+        "steps": _steps(spec),
         "tensors": _tensors(str(spec)),
         "cost": _cost(entry),
     }
@@ -45,7 +47,7 @@ def card(text: str) -> str:
     none: no normalization: a learned weight and bias per channel
     """
     content = explain(text)
-    blocks = [f"{content['name']}: {content['summary']}", content["formula"], _pools(content), _shown(content["steps"])]
+    blocks = [f"{content['name']}: {content['summary']}", content["formula"], _pools(content), _shown(content)]
     rows = [f"  {t['name']:<20} {t['kind']:<10} {t['shape']:<10} {t['count']} for C = {C}" for t in content["tensors"]]
     blocks += ["Keeps\n" + "\n".join(rows or ["  nothing"]), "Costs\n" + "\n".join(f"  {c}" for c in content["cost"])]
     titles = {
@@ -68,23 +70,45 @@ _SAID = (
 
 def _pools(content: dict[str, Any]) -> str:
     drawings = "\n\n".join(content["drawings"])
-    shared = f" (filled: what shares a statistic with the first value)\n\n{drawings}" if drawings else ""
+    drawn = f"; drawn {content['drawn']}" if content["drawn"] else ""
+    shared = f" (filled: what shares a statistic with the first value{drawn})\n\n{drawings}" if drawings else ""
     return f"Averages over {content['pools']}{shared}"
 
 
-def _shown(steps: dict[str, Any]) -> str:
+def _shown(content: dict[str, Any]) -> str:
     """The steps, one below the other."""
-    lines = ["Step by step, in training, on x of 2 instances, 4 channels, 3 positions"]
-    for name, rows in steps.items():
+    instead = f", {content['drawn']}" if content["drawn"] not in ("", DEFAULTS) else ""
+    lines = [f"Step by step, in training, on x of 2 instances, 4 channels, 3 positions{instead}"]
+    for name, rows in content["steps"].items():
         lines += [f"  {name}", *(f"    {row}" for row in rows)]
     return "\n".join(lines)
 
 
-def _steps(entry: NormEntry) -> dict[str, list[str]]:
+def _example(spec: NormSpec) -> NormSpec:
+    """The spec itself; group:2, as drawn, where no number of groups is given or four channels do not have so many."""
+    fits = spec.options and all(value in (1, 2, 4) for _, value in spec.options)
+    return spec if spec.name != "group" or fits else parse("group:2")
+
+
+def _groups(spec: NormSpec) -> int:
+    return getattr(build(_example(spec), NUMBERS.shape[1]), "num_groups", 2)
+
+
+def _drawn(spec: NormSpec) -> str:
+    """What pools and statistics show, where it is not the spec's own."""
+    if _example(spec) != spec:
+        return f"as {_example(spec)}"
+    return DEFAULTS if spec.options and NORMS[spec.name].axes and spec.name != "group" else ""
+
+
+def _steps(spec: NormSpec) -> dict[str, list[str]]:
     """Statistics, standardized, scaled and shifted: measured on the layer itself."""
-    x = NUMBERS.movedim(1, -1) if entry.kind == "position" else NUMBERS
-    given = {"style": STYLE, "condition": torch.tensor([0, 0])}.get(entry.given)
-    norm = build("group:2" if entry.axes == ("C/g,HW",) else entry.name, NUMBERS.shape[1])
+    entry, norm = NORMS[spec.name], build(_example(spec), NUMBERS.shape[1])
+    last = entry.kind == "position" or ("axis", -1) in spec.options
+    x = NUMBERS.movedim(1, -1) if last else NUMBERS
+    embedding = getattr(norm, "embedding", None)
+    condition = torch.zeros(2, embedding) if embedding else torch.tensor([0, 0])
+    given = {"style": STYLE, "condition": condition}.get(entry.given)
 
     def run(weight: float, bias: float) -> list[str]:
         for name, value in (("weight", weight), ("bias", bias)):
@@ -92,37 +116,37 @@ def _steps(entry: NormEntry) -> dict[str, list[str]]:
                 norm.get_parameter(name).data.fill_(value)
         torch.manual_seed(0)
         y = norm(x, *([] if given is None else [given])).detach()
-        return _rows(y.movedim(-1, 1) if entry.kind == "position" else y)
+        return _rows(y.movedim(-1, 1) if last else y)
 
     with torch.random.fork_rng(devices=[]):
-        steps = {"x": _rows(NUMBERS), "statistics": _statistics(entry)}
+        steps = {"x": _rows(NUMBERS), "statistics": _statistics(spec)}
         return {**steps, "with weight 1, bias 0": run(1, 0), "with weight 2, bias 1": run(2, 1)}
 
 
-def _statistics(entry: NormEntry) -> list[str]:
-    table, square = moments(NUMBERS), "x^2" in entry.formula
+def _statistics(spec: NormSpec) -> list[str]:
+    entry, table, groups = NORMS[spec.name], moments(NUMBERS), _groups(spec)
     found = []
     for axes in entry.axes:
-        pooled = _pooled(table, axes)
-        if square:
+        pooled = _pooled(table, axes, groups)
+        if "x^2" in entry.formula:
             found.append(f"mean of squares over {axes}: {_numbers(pooled.var + pooled.mean**2)}")
         else:
             found += [f"mean over {axes}: {_numbers(pooled.mean)}", f"variance over {axes}: {_numbers(pooled.var)}"]
-    return found or ["none"]
+    return (found or ["none"]) + ([f"({DEFAULTS})"] if _drawn(spec) == DEFAULTS else [])
 
 
-def _pooled(table: Moments, axes: str) -> Moments:
+def _pooled(table: Moments, axes: str, groups: int) -> Moments:
     """The pool that these axes name, of the numbers."""
     if axes in ("C", "F"):
         return Moments(NUMBERS.mean(1), NUMBERS.var(1, correction=0), NUMBERS.shape[1])
     if "C" in axes:
-        return table.pool(1) if "C/g" not in axes else Moments(*(_first(t) for t in table.pool(1, 2)))
+        return table.pool(1) if "C/g" not in axes else Moments(*(_first(t, groups) for t in table.pool(1, groups)))
     return table.pool(0) if "N" in axes else table
 
 
-def _first(t: Any) -> Any:
-    """Of each group of two channels the first: they have the same statistic."""
-    return t[:, ::2] if isinstance(t, Tensor) else t
+def _first(t: Any, groups: int) -> Any:
+    """Of each group of channels the first: they have the same statistic."""
+    return t[:, :: t.shape[1] // groups] if isinstance(t, Tensor) else t
 
 
 def _numbers(values: Tensor) -> str:

@@ -9,7 +9,7 @@ from normwise import ops
 from normwise.layers.base import TableNorm, check_batch
 from normwise.layers.batch import batch_norm
 from normwise.ops import Affine, standardize
-from normwise.table import Moments
+from normwise.table import Moments, align
 
 
 class GhostNorm(TableNorm):
@@ -41,6 +41,11 @@ class GhostNorm(TableNorm):
             return batch_norm(self, x, mask)
         if mask is None:
             check_batch(self, x[: x.shape[0] // parts], None)  # the smallest chunk
+        elif not ops.tracing():
+            valid = align(mask, x).squeeze(1)
+            for part, its in zip(x.tensor_split(parts), valid.tensor_split(parts), strict=True):
+                if its.any():  # else all of it is padding, which teaches nothing
+                    check_batch(self, part, its)
         return super().normalize(x, mask)
 
     def extra_repr(self) -> str:

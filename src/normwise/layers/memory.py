@@ -6,18 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normwise.layers.written import merge
-from normwise.table import wide
+from normwise.layers.written import Skipping, merge, written
+from normwise.ops import tracing
+from normwise.table import convert, wide
 
 _NAMES = ("running_mean", "running_var")
 
 
-class StepMemory(nn.Module):
+class StepMemory(Skipping):
     """Running mean and unbiased variance of each step: (steps, features), longer with each longer sequence.
 
     The first batches that reach a step are averaged plainly, until one weighs as little as `momentum`
     (`None`: always): late steps, which few sequences reach, do not start from an invented 0 and 1.
-    `num_batches_tracked` (steps,) counts them. The buffers stay float32 or wider.
+    `num_batches_tracked` (steps,) counts them. The buffers stay float32 or wider. A batch with inf or NaN
+    at a step is left out of that step, counted in `skipped` for each such step, and told once.
 
     >>> memory = StepMemory(2, momentum=0.1)
     >>> memory.remember(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 2), 4)
@@ -39,6 +41,7 @@ class StepMemory(nn.Module):
         self.register_buffer("running_mean", torch.zeros(1, num_features, **kind))
         self.register_buffer("running_var", torch.ones(1, num_features, **kind))
         self.register_buffer("num_batches_tracked", torch.zeros(1, dtype=torch.long, device=device))
+        self.start_counting(device)
 
     @property
     def forgotten(self) -> bool:
@@ -55,19 +58,21 @@ class StepMemory(nn.Module):
     def remember(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
         """Moves on by one batch, or pools it: mean and biased variance (T, F) of `count` sequences, a number or (T, 1).
 
-        A step of fewer than two sequences, or with a value that is not finite, is passed over.
+        A step of fewer than two sequences is passed over.
         """
         count = torch.as_tensor(count, device=mean.device).expand(len(mean), 1)
         unbiased = var * (count / (count - 1).clamp(min=1))
         if self.pool is None:
             self._move(mean, unbiased, count > 1)
             return
-        self.pool = F.pad(self.pool, (0, 0, 0, max(0, len(mean) - self.pool.shape[1])))
-        merge(self.pool[:, : len(mean)], mean, unbiased, (count * (count > 1)).expand_as(mean), True, 1)
+        if len(mean) > self.pool.shape[1]:
+            self.pool = F.pad(self.pool, (0, 0, 0, len(mean) - self.pool.shape[1]))
+        number = (count * (count > 1)).expand_as(mean)
+        merge(self.pool[:, : len(mean)], self._counter, mean, unbiased, number, True, 1)
 
     def open_pool(self) -> None:
         """From now on batches are pooled, by the law of total variance; `close_pool` makes them one update."""
-        self.pool = self.running_mean.new_zeros(3, 0, self.num_features)
+        self.pool = self.running_mean.new_zeros(3, *self.running_mean.shape)
 
     def close_pool(self, *, keep: bool = True) -> None:
         """Writes the pooled batches as one, or forgets them."""
@@ -82,15 +87,10 @@ class StepMemory(nn.Module):
     @torch.no_grad()
     def _move(self, mean: Tensor, unbiased: Tensor, counted: Tensor) -> None:
         self._grow(len(mean))
-        counted = counted & mean.isfinite().all(-1, True) & unbiased.isfinite().all(-1, True)
-        steps, seen = len(mean), self.num_batches_tracked
-        seen[:steps] += counted[:, 0]
-        weight = 1 / seen[:steps, None].clamp(min=1)
-        if self.momentum is not None:
-            weight = weight.clamp(min=self.momentum)
-        for name, batch in zip(_NAMES, (mean, unbiased), strict=True):
-            rows = self.get_buffer(name)[:steps]
-            rows += torch.where(counted, weight * (batch - rows), 0)
+        memory = self.running_mean, self.running_var, self.num_batches_tracked, self._counter
+        move_steps(*memory, mean, unbiased, counted, self.momentum)
+        if not tracing() and mean.is_cpu:
+            self._tell()
 
     def _grow(self, steps: int) -> None:
         new = steps - len(self.running_mean)
@@ -117,6 +117,31 @@ class StepMemory(nn.Module):
             if new.dtype != wide(new.dtype):
                 setattr(self, name, old.to(new.device, wide(new.dtype)))
         return self
+
+
+@written("mean", "var", "seen", "skipped")
+def move_steps(
+    mean: Tensor,
+    var: Tensor,
+    seen: Tensor,
+    skipped: Tensor | None,
+    new_mean: Tensor,
+    new_var: Tensor,
+    counted: Tensor,
+    momentum: float | None,
+) -> None:
+    """Moves the first T of the remembered steps on by one batch, in place: those that `counted` (T, 1) names."""
+    steps = len(new_mean)
+    ok = (new_mean + new_var).isfinite().all(-1, keepdim=True)
+    taken = ok & counted
+    seen[:steps].add_(taken[:, 0])
+    weight = 1 / seen[:steps, None].clamp(min=1).to(mean.dtype)
+    if momentum is not None:
+        weight = weight.clamp(min=momentum)
+    for old, new in ((mean[:steps], new_mean), (var[:steps], new_var)):
+        old.add_(torch.where(taken, weight * (convert(new, old.dtype) - old), 0))
+    if skipped is not None:
+        skipped.add_((~ok & counted).sum())
 
 
 def memories(layer: nn.Module) -> dict[str, StepMemory]:

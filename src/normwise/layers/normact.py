@@ -23,8 +23,9 @@ class NormAct(nn.Module):
     In one pass where the native kernels know both (batch, instance, group norm and blends; ReLU, ReLU6,
     Hardtanh, LeakyReLU, SiLU, exact GELU); step by step anywhere else, with the same result. Nothing but
     the input is kept for the backward pass, and with a residual the output or, for SiLU and GELU, the
-    residual. In `state_dict` and `named_parameters` the norm's tensors keep their own names, so that a
-    checkpoint of the norm fits. `norm` stays a module of its own: what looks for norms finds it there.
+    residual: what is kept may not be written to before it. In `state_dict` and `named_parameters` the
+    norm's tensors keep their own names, so that a checkpoint of the norm fits. `norm` stays a module of
+    its own: what looks for norms finds it there.
 
     >>> layer = NormAct(nn.BatchNorm2d(8), nn.ReLU())
     >>> list(layer.state_dict())[:2], [name for name, _ in layer.named_parameters()]

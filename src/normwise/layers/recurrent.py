@@ -1,6 +1,6 @@
 """LSTM and GRU with batch norm per time step, layer norm, or none; called like PyTorch's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +44,7 @@ class Recurrent(nn.RNNBase):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         state_noise: float = 0.0,
+        proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -51,6 +52,11 @@ class Recurrent(nn.RNNBase):
         if name not in RECURRENT_NORMS:
             known = ", ".join(RECURRENT_NORMS)
             raise ValueError(f"{type(self).__name__}: norm must be one of {known}, got {name!r}.")
+        if proj_size:
+            raise ValueError(
+                f"{type(self).__name__}: proj_size is not offered, got {proj_size}; project the output by "
+                f"nn.Linear({hidden_size}, {proj_size}), or take a smaller hidden_size."
+            )
         sizes = input_size, hidden_size, num_layers
         where: Any = {"device": device, "dtype": dtype}
         super().__init__(self.kind, *sizes, bias, batch_first, dropout, bidirectional, **where)
@@ -81,7 +87,7 @@ class Recurrent(nn.RNNBase):
                 start = 0.1 if self.norm == "batch" else 1.0
                 parameter.fill_(0.0 if name.startswith("norm_bias") else start)
 
-    def forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
         """Output and last state, as PyTorch's layer gives them.
 
         `lengths` (N,) are those of a padded batch: what lies behind has no influence, is 0 in the
@@ -91,6 +97,7 @@ class Recurrent(nn.RNNBase):
             path = input.tracer.path_of_module(self)  # pyright: ignore[reportAttributeAccessIssue]
             return input.tracer.create_proxy("call_module", path, (input, hx, lengths), {})
         if lengths is not None:
+            lengths = torch.as_tensor(lengths)
             self._check_lengths(input, lengths)
         if self.norm == "none" and not ops.tracing():
             return self._plainly(input, hx, lengths)
@@ -200,7 +207,7 @@ class Recurrent(nn.RNNBase):
         for s in state:
             if s.shape != shape:
                 raise ValueError(f"{type(self).__name__}: each state must have shape {shape}, got {tuple(s.shape)}.")
-        if self.training and self.state_noise:
+        if self.training and self.state_noise and self.norm != "none":
             state = state[0] + self.state_noise * torch.randn_like(state[0]), *state[1:]
         return state
 
@@ -235,7 +242,7 @@ class Recurrent(nn.RNNBase):
                 f"{name}: lengths must be whole numbers of shape ({batch},), "
                 f"got {lengths.dtype} of shape {tuple(lengths.shape)}."
             )
-        if not ops.tracing() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        if batch and not ops.tracing() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
             raise ValueError(f"{name}: lengths must lie in 1 .. {steps}, got {lengths.tolist()}.")
 
     def extra_repr(self) -> str:

@@ -25,7 +25,8 @@ class RenormNorm(TableNorm):
     `running_var = running_std^2 - eps`, under batch norm's keys. The paper starts with r_max=1, d_max=0,
     which is batch norm, and raises them to 3 and 5; both are attributes that may be set between steps.
 
-    A checkpoint's recomputation finds what was remembered before its batch among the last 8 calls. Where a
+    A checkpoint's recomputation finds what was remembered before its batch among the last 8 calls, by the batch's
+    mean: of two calls with the same input before one backward pass it takes the later one's. Where a
     compiler itself sees the checkpoint, only one call per backward pass works; a second one is an error.
 
     >>> norm, x = RenormNorm(3), torch.randn(8, 3, 4, 4) * 2 + 1
@@ -94,7 +95,7 @@ def _before(norm: RenormNorm, mark: Tensor) -> tuple[Tensor, Tensor]:
 def _recall(mark: Tensor, mean: Tensor, var: Tensor, recent: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if not recomputing():
         return mean.clone(), var.clone()
-    distance = ((recent[:, 0] - mark).abs() / (var + eps).sqrt()).amax(-1)
+    distance = ((recent[:, 0] - mark).abs() / (var + eps).sqrt()).amax(-1).nan_to_num(nan=torch.inf)
     nearest = distance.argmin(0, keepdim=True)
     found = distance[nearest] < 1e-3  # the recomputation may differ in its last digits
     _, old_mean, old_var = recent[nearest][0]

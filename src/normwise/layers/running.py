@@ -1,15 +1,14 @@
 """Running statistics, in one place: what a norm remembers for evaluation."""
 
 from typing import Any, NamedTuple, cast
-from warnings import warn
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normwise.layers.written import compiling, merge, move, recomputing
+from normwise import kernels
+from normwise.layers.written import Skipping, compiling, merge, move, recomputing
 from normwise.ops import tracing
 from normwise.table import Moments, wide
 
@@ -25,7 +24,7 @@ class Memory(NamedTuple):
     pool: Tensor | None
 
 
-class Running(_NormBase):
+class Running(Skipping, _NormBase):
     """Remembers mean and unbiased variance under PyTorch's keys.
 
     Repairs: the buffers stay float32 or wider in a half-precision model (in bfloat16 a small momentum
@@ -39,9 +38,7 @@ class Running(_NormBase):
     frozen = False
     averages_std = False  # then it is the biased deviation that is averaged and squared
     mix = 0.0  # the share of a batch's own statistics in evaluation: see nw.adapt
-    skipped: Tensor | None = None  # no buffer: the state_dict and what DDP broadcasts stay PyTorch's
     pool: Tensor | None = None
-    _told = False
 
     def remembered(self) -> tuple[Tensor | None, Tensor | None]:
         """Running mean and variance if they are to be used now, else (None, None)."""
@@ -72,7 +69,7 @@ class Running(_NormBase):
         if memory.pool is not None:
             count = count[0] if isinstance(count, Tensor) and count.dim() > mean.dim() else count
             number = torch.as_tensor(count, dtype=mean.dtype, device=mean.device).expand_as(mean)
-            merge(memory.pool, mean, unbiased_var, number, *self._law)
+            merge(memory.pool, self._counter, mean, unbiased_var, number, *self._law)
             return
         self._move(memory, mean, unbiased_var, present)
 
@@ -95,16 +92,11 @@ class Running(_NormBase):
         var = spread / (count - self._law[1]).clamp(min=1)
         self._move(Running.memory(self), mean, var, (count > 0).any(-1))
 
-    def train(self, mode: bool = True) -> "Running":
-        if mode != self.training:
-            self._tell()  # on other devices the count is asked for only here: it waits for them
-        return super().train(mode)
-
     def reset_running_stats(self) -> None:
         self._widen({name: self._buffers[name] for name in _NAMES})
         super().reset_running_stats()
         if self.running_mean is not None:
-            self.skipped = torch.zeros((), dtype=torch.int64, device=self.running_mean.device)
+            self.start_counting(self.running_mean.device)
 
     @property
     def _law(self) -> tuple[bool, int]:
@@ -115,27 +107,19 @@ class Running(_NormBase):
 
     def _move(self, memory: Memory, mean: Tensor, var: Tensor, present: Tensor | None) -> None:
         root = self.eps if self.averages_std else None
-        skipped = self.skipped if compiling() or peek_interpreter_stack() is None else None
+        simple = present is None and root is None and not tracing()
+        if simple and kernels.remember(*memory[:3], self.skipped, mean, var, self.momentum):
+            self._tell()
+            return
+        skipped = self._counter
         move(memory.mean, memory.var, memory.seen, skipped, mean, var, present, self.momentum, root)
         if not tracing() and skipped is not None and skipped.is_cpu:
             self._tell()
-
-    def _tell(self) -> None:
-        if self._told or type(self.skipped) is not Tensor or self.skipped.is_meta or not int(self.skipped):
-            return
-        self._told = True
-        warn(
-            f"{type(self).__name__}({self.num_features}): a batch with inf or NaN was left out of the running "
-            "statistics, as all further ones will be; `skipped` counts them. Look for it in the data, the "
-            "layers before, or the learning rate.",
-            stacklevel=2,
-        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Running":
         before = {name: self._buffers[name] for name in _NAMES}
         super()._apply(fn, recurse)
         self._widen(before)
-        self.skipped = None if self.skipped is None else fn(self.skipped)
         return self
 
     def _widen(self, before: dict[str, Tensor | None]) -> None:

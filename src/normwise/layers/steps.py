@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from normwise.ops import tracing
 from normwise.table import convert, wide
 
 
@@ -122,6 +123,9 @@ class BatchSteps(NoSteps):
 def over_batch(x: Tensor, alive: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over the sequences, (..., N, F) to (..., 1, F); `alive` is (..., N, 1)."""
     x = convert(x, wide(x.dtype))
+    if not tracing() and not x.shape[-2]:  # of which var_mean says that it has too few values
+        nothing = x.sum(-2, keepdim=True)
+        return nothing, nothing
     if alive is None:
         var, mean = torch.var_mean(x, -2, correction=0, keepdim=True)
         return mean, var

@@ -17,9 +17,9 @@ from normwise.table import Moments, align, wide
 class AdaptiveInstanceNorm(PlaneNorm):
     """Gives each channel of the content the mean and deviation of the style's (AdaIN), with nothing learned.
 
-    `forward(x, style, mask=None)`, `y = std(style) * (x - mean(x)) / std(x) + mean(style)`, per instance
-    and channel (Huang and Belongie, 2017). The style has its own spatial shape, and as many instances
-    as x or one.
+    `forward(x, style, mask=None, style_mask=None)`,
+    `y = std(style) * (x - mean(x)) / std(x) + mean(style)`, per instance and channel (Huang and Belongie,
+    2017). The style has its own spatial shape, and as many instances as x or one.
 
     >>> content, style = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 6, 6) + 5
     >>> y = AdaptiveInstanceNorm(3)(content, style)
@@ -32,12 +32,12 @@ class AdaptiveInstanceNorm(PlaneNorm):
     def __init__(self, num_features: int, *, affine: bool = False, **common: Any) -> None:
         super().__init__(num_features, affine=False, **common)
 
-    def forward(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor, mask: Tensor | None = None, style_mask: Tensor | None = None) -> Tensor:
         if isinstance(x, fx.Proxy):
-            return leaf(self, x, style, mask)
+            return leaf(self, x, style, mask, style_mask)
         self.check(x, mask)
         check_values(self, x)
-        return functional.adain(x, style, eps=self.eps, mask=mask)
+        return functional.adain(x, style, eps=self.eps, mask=mask, style_mask=style_mask)
 
 
 class Conditional(TableNorm):
@@ -156,8 +156,8 @@ class MixStyle(PlaneNorm):
 
     `y = (x - mean_n) / std_n * std + mean`, where `std` and `mean` are `share` parts instance n's and the
     rest another's, `share` drawn for each instance from Beta(alpha, alpha) (Zhou et al., 2021). A batch
-    is mixed with probability `p`; in evaluation nothing happens. Draws come from PyTorch's
-    global generator; statistics are constants to the gradient, as in the paper.
+    is mixed with probability `p`; in evaluation nothing happens, nor with a wholly padded partner.
+    Draws come from PyTorch's global generator; statistics are constants to the gradient, as in the paper.
 
     >>> x = torch.randn(4, 3, 8, 8)
     >>> mixed, unmixed = MixStyle(3, p=1.0)(x), MixStyle(3).eval()(x)
@@ -201,5 +201,7 @@ def _batch(
 
 def _mixed(table: Moments, share: Tensor, order: Tensor, *, eps: float) -> Affine:
     mean, std = table.mean.detach(), (table.var.detach() + eps).sqrt()
+    if isinstance(table.count, Tensor):  # a partner without valid values has no moments to mix with
+        share = torch.where(table.count[order] > 0, share, 1.0)
     shift, scale = (share * own + (1 - share) * own[order] for own in (mean, std))
     return Affine(mean, scale / std, shift)

@@ -63,7 +63,7 @@ class AnyInstanceNorm(Plane):
                 torch.where(number > 0, (value * counted).sum(0) / number.clamp(min=1), self.get_buffer(name))
                 for value, name in ((table.mean, "running_mean"), (table.unbiased, "running_var"))
             )
-            self.remember(mean, var, number)
+            self.remember(mean, var, number, number.any())  # without valid values it is no batch
 
 
 class InstanceNorm(AnyInstanceNorm, PlaneNorm, _InstanceNorm):

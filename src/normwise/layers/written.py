@@ -4,23 +4,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, cast
+from warnings import warn
 
 import torch
-from torch import Tensor
-from torch._C._functorch import TransformType, _unwrap_for_grad, is_batchedtensor, peek_interpreter_stack
+from torch import Tensor, nn
+from torch._C._functorch import TransformType, _unwrap_for_grad, is_batchedtensor
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter as transform
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
-from normwise import kernels
-from normwise.ops import tracing
+from normwise.ops import transformed
 from normwise.table import convert
 
 P = ParamSpec("P")
 
 
 def recomputing() -> bool:
-    """True while a checkpoint runs a forward again: that happens inside the backward pass."""
-    return torch._C._current_graph_task_id() != -1
+    """True while a checkpoint runs a forward again: that happens inside the backward pass, which no export has."""
+    return not torch.compiler.is_exporting() and torch._C._current_graph_task_id() != -1
 
 
 def compiling() -> bool:
@@ -49,7 +49,7 @@ def written(*mutated: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
             with torch.no_grad():
                 if compiling():
                     op(*(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in args))
-                elif peek_interpreter_stack() is None:
+                elif not transformed():
                     function(*args)  # pyright: ignore[reportCallIssue]
                 else:
                     _under_transforms(function, args)
@@ -78,9 +78,6 @@ def move(
     leaves its memory as it is and is counted in `skipped`. With `root` (the norm's eps) it is the
     deviation `sqrt(var + root)` that moves on, and `var` holds its square less root.
     """
-    simple = present is None and root is None and not tracing()
-    if simple and kernels.remember(mean, var, seen, skipped, new_mean, new_var, momentum):
-        return
     pairs = [(old, convert(new, old.dtype)) for old, new in ((mean, new_mean), (var, new_var))]
     ok = (new_mean + new_var).isfinite().all(-1)
     taken = ok if present is None else ok & present
@@ -97,14 +94,19 @@ def move(
         skipped.add_((~ok if present is None else ~ok & present).sum())
 
 
-@written("pool")
-def merge(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int) -> None:
+@written("pool", "skipped")
+def merge(
+    pool: Tensor, skipped: Tensor | None, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int
+) -> None:
     """Adds a batch's moments to a pool of shape (3, ...): mean, spread, count, in place.
 
     The spread is the sum of variances, each times its count less `correction`; and with `between` of
-    what batches deviate from the joint mean (Chan et al., 1979). What is not finite is left out.
+    what batches deviate from the joint mean (Chan et al., 1979). What is not finite is left out, and
+    counted in `skipped`.
     """
     ok = (mean + var).isfinite().all(-1, keepdim=True)
+    if skipped is not None:
+        skipped.add_((~ok & (count > 0).any(-1, keepdim=True)).sum())
     center, spread, total = pool.unbind()
     count = torch.where(ok, convert(count, pool.dtype), 0)
     share = count / (total + count).clamp(min=1)
@@ -117,10 +119,48 @@ def merge(pool: Tensor, mean: Tensor, var: Tensor, count: Tensor, between: bool,
     total.add_(count)
 
 
+class Skipping(nn.Module):
+    """A memory that counts the batches with inf or NaN which it left out, and tells of the first."""
+
+    skipped: Tensor | None = None  # no buffer: the state_dict and what DDP broadcasts stay PyTorch's
+    _told = False
+
+    def train(self, mode: bool = True) -> "Skipping":
+        if mode != self.training:
+            self._tell()  # on other devices the count is asked for only here: it waits for them
+        return super().train(mode)
+
+    def start_counting(self, device: Any) -> None:
+        """From 0, and the next such batch is told."""
+        self.skipped, self._told = torch.zeros((), dtype=torch.int64, device=device), False
+
+    @property
+    def _counter(self) -> Tensor | None:
+        """What to write the count to: under a function transform nothing."""
+        return self.skipped if compiling() or not transformed() else None
+
+    def _tell(self) -> None:
+        if self._told or type(self.skipped) is not Tensor or self.skipped.is_meta or not int(self.skipped):
+            return
+        self._told = True
+        warn(
+            f"{type(self).__name__}({self.num_features}): a batch with inf or NaN was left out of the running "
+            "statistics, as all further ones will be; `skipped` counts them. Look for it in the data, the "
+            "layers before, or the learning rate.",
+            stacklevel=2,
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Skipping":
+        super()._apply(fn, recurse)
+        if self.skipped is not None:
+            self.skipped = torch.zeros_like(fn(self.skipped)) if self.skipped.is_meta else fn(self.skipped)
+        return self
+
+
 def _under_transforms(function: Callable[..., None], args: tuple[Any, ...]) -> None:
     """Steps out of torch.func.grad and the like, which forbid writes to what they do not differentiate."""
     with ExitStack() as outside:
-        while peek_interpreter_stack() is not None and transform().key() in (TransformType.Grad, TransformType.Jvp):
+        while transformed() and transform().key() in (TransformType.Grad, TransformType.Jvp):
             level = transform().level()
             args = tuple(_unwrap_for_grad(t, level) if isinstance(t, Tensor) else t for t in args)
             outside.enter_context(temporarily_pop_interpreter_stack())

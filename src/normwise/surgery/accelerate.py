@@ -3,20 +3,17 @@
 from functools import cache, wraps
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.utils import _pytree as pytree
+from torch.nn.utils.parametrize import is_parametrized
 
 from normwise import kernels
-from normwise.errors import UsageError
 from normwise.layers.normact import NormAct, takes_tail
 from normwise.layers.within import GroupNorm
 from normwise.ops import tracing
-from normwise.surgery.adopt import OURS
-from normwise.surgery.fold import tolerance
-from normwise.surgery.forward import call, quiet, tensors
+from normwise.surgery.adopt import OURS, adopt
+from normwise.surgery.outputs import outputs_before, require_same
 from normwise.surgery.plan import Plan, operation
 from normwise.surgery.record import Unsafe, record
 from normwise.surgery.tape import Tape, containers, same_looks
@@ -33,9 +30,11 @@ def accelerate(model: nn.Module, example: Any = None, *, dry_run: bool = False) 
     the norm, or something traces or compiles the model.
 
     With `example` (a tensor, a tuple of arguments or a dict of them) outputs in evaluation and training
-    are compared before and after: in float32 they may differ by 1e-4 of their size. An exception leaves
-    the model as it was; `dry_run=True` changes nothing.
+    are compared before and after: in float32 they may differ by 1e-4 of their size, in training also by
+    as much as the last digit of the example moves them. An exception leaves the model as it was;
+    `dry_run=True` changes nothing.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> plan = accelerate(model, torch.randn(2, 3, 8, 8))
     >>> type(model[1]).__module__, [str(change) for change in plan.changes][1:]
@@ -48,14 +47,14 @@ def accelerate(model: nn.Module, example: Any = None, *, dry_run: bool = False) 
         if not kernels.available():
             plan.say("the native kernels were not built, so nothing would be faster and nothing was changed.")
             return plan
-        before = None if example is None else _outputs(model, example)
+        before = None if example is None else outputs_before("accelerate", model, example)
         for path, module in model.named_modules():
             _take_over(plan, path, module)
         for path, module in model.named_modules():
-            if any(takes_tail(type(part)) for each in containers(module) for part in each.children()):
+            if _calls_norms(module):
                 _fuse(plan, path, module)
         if before is not None and plan.changes:
-            _verify(plan, model, before, example)
+            require_same(plan, model, before, example)
     return plan
 
 
@@ -104,9 +103,9 @@ def _take_over(plan: Plan, path: str, norm: Any) -> None:
     if new is None or why:
         plan.leave(path, name, why)
         return
-    as_ours: Any = norm
-    as_ours.__class__ = new
+    adopt(norm)
     if new is GroupNorm:
+        as_ours: Any = norm
         as_ours.strict = False
     plan.change(path, f"torch.nn.{name}", f"normwise.{name}")
 
@@ -132,62 +131,37 @@ def _obstacle(norm: Any) -> str:
     return ""
 
 
+def _calls_norms(block: nn.Module) -> bool:
+    """By itself, or by a list or dict of modules; a row of modules calls its own."""
+    own = [each for each in containers(block) if each is block or not isinstance(each, nn.Sequential)]
+    return any(takes_tail(type(part)) for each in own for part in each.children())
+
+
 def _fuse(plan: Plan, path: str, block: Any) -> None:
     """Gives a block its tape; the plan records what was joined, or why nothing could be."""
     if isinstance(block, NormAct | nn.ModuleList | nn.ModuleDict):
         return
     kind = _own(type(block))
     try:
+        if is_parametrized(block):
+            raise Unsafe("a parametrization has made its class")
         tape = record(block, kind.forward)
+        known = vars(block).get("_tape")
+        if not tape.joins or (known and same_looks(known.looks, tape.looks) and known.joins == tape.joins):
+            return  # nothing to join, or accelerated before
+        block.__class__ = _fused_class(kind)
     except Unsafe as why:
         plan.leave(path, kind.__name__, f"its norms run by themselves: {why}")
         return
-    if tape.joins:
-        known = vars(block).get("_tape")
-        if known is not None and same_looks(known.looks, tape.looks) and known.joins == tape.joins:
-            return  # accelerated before
-        block.__class__ = fused_class(kind)
-        block._tape = tape
-        plan.change(path, kind.__name__, f"{kind.__name__}, fused", "; ".join(map(str, tape.joins)))
+    block._tape = tape
+    plan.change(path, kind.__name__, f"{kind.__name__}, fused", "; ".join(map(str, tape.joins)))
 
 
-def _outputs(model: nn.Module, example: Any) -> dict[str, list[Tensor] | None]:
-    """What the model gives in evaluation and in training; None where the example is too small for training."""
-    found: dict[str, list[Tensor] | None] = {}
-    for mode in ("evaluation", "training"):
-        try:
-            with quiet(model):
-                model.train(mode == "training")
-                torch.manual_seed(0)  # the same dropout each time
-                copies = pytree.tree_map_only(Tensor, Tensor.clone, example)
-                found[mode] = [each.clone() for each in tensors(call(model, copies))]
-        except Exception as error:
-            if mode == "training" and isinstance(error, ValueError):
-                found[mode] = None
-                continue
-            raise UsageError(
-                f"accelerate: in {mode} the model does not run on the example: {type(error).__name__}: {error}"
-            ) from error
-    return found
-
-
-def _verify(plan: Plan, model: nn.Module, before: dict[str, list[Tensor] | None], example: Any) -> None:
-    """The outputs may move by rounding only."""
-    after = _outputs(model, example)
-    for mode, old in before.items():
-        new = after[mode]
-        if old is None or new is None:
-            plan.say(f"not compared in {mode}: the example has too few values for it.")
-            continue
-        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.numel()]
-        error = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
-        size = max((float(a.abs().max()) for a, _ in pairs), default=0.0)
-        if not error <= tolerance(t.dtype for t in (*old, *model.parameters())) * size:
-            raise UsageError(
-                f"accelerate: in {mode} the outputs of the example moved by up to {error:.3g} (their size is "
-                f"{size:.3g}), more than rounding explains; nothing was changed."
-            )
-        plan.say(f"in {mode} the outputs of the example moved by at most {error:.3g} (their size is {size:.3g}).")
+def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
+    try:
+        return fused_class(kind)
+    except Exception as error:
+        raise Unsafe(f"a class derived from its own cannot be made ({error})") from error
 
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

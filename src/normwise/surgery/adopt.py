@@ -16,6 +16,8 @@ def adopt(module: nn.Module) -> bool:
     """
     if type(module) in OURS:
         module.__class__ = OURS[type(module)]
+        if isinstance(module, Running) and module.running_mean is not None:
+            module.start_counting(module.running_mean.device)
     return isinstance(module, Running)
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from normwise.errors import UsageError
 from normwise.layers.batch import BatchNorm
 from normwise.layers.frozen import FrozenNorm
+from normwise.layers.memory import memories
 from normwise.layers.recurrent import Recurrent
 from normwise.surgery.adopt import adopt
 from normwise.surgery.find import Found, norm_layers
@@ -80,7 +81,7 @@ def _unfit(layer: Found) -> str:
     norm: Any = layer.module
     if layer.frozen or getattr(norm, "frozen", False):
         return "frozen already"
-    if isinstance(norm, Recurrent) and norm.norm == "batch":
+    if memories(norm):
         return ""
     if norm._buffers.get("running_mean") is None:
         return "it remembers no statistics"

@@ -13,10 +13,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from normwise.errors import UsageError
 from normwise.layers.memory import StepMemory, memories
 from normwise.layers.recurrent import Recurrent
+from normwise.measure import moments
 from normwise.surgery.forward import call_labelled, quiet
 from normwise.surgery.plan import Plan, operation
 from normwise.surgery.recalibrate_steps import OneValue, level, listen, require_finite, write_steps
-from normwise.table import Moments, moments
+from normwise.table import Moments
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -83,7 +84,7 @@ def _chosen(plan: Plan, model: nn.Module) -> dict[Any, str]:
         if isinstance(norm, LazyModuleMixin):  # it changes its class when it knows them
             raise UsageError(f"{type(norm).__name__} must know its channels; run one batch through the model first.")
         why = _why_left(model, norm)
-        for name, part in (memories(norm) if isinstance(norm, Recurrent) else {"": norm}).items():
+        for name, part in (memories(norm) or {"": norm}).items():
             place = ".".join(filter(None, (path, name)))
             if why:
                 plan.leave(place, type(part).__name__, why)
@@ -98,7 +99,7 @@ def _why_left(model: nn.Module, norm: Any) -> str:
         return "frozen"
     if model.training and not norm.training:
         return "frozen: in eval mode inside a model in training mode"
-    if not isinstance(norm, Recurrent):
+    if not memories(norm):
         if norm._buffers.get("running_mean") is None:
             return "it remembers no statistics"
         if norm.running_mean.dim() > 1:

@@ -1,10 +1,13 @@
 """Records the forward of a block by tracing it, and joins its norms with what follows; or says why not."""
 
 import inspect
+import pickle
 import random
 import sys
 import warnings
-from types import BuiltinFunctionType, FunctionType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import BuiltinFunctionType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from torch.fx.node import map_arg
 
 from normwise.surgery.forward import quiet
 from normwise.surgery.join import group
-from normwise.surgery.tape import Join, Slot, Step, Tape, at, looks
+from normwise.surgery.tape import REGISTRIES, ROWS, Join, Slot, Step, Tape, at, containers, looks
 
 
 class Unsafe(Exception):
@@ -49,8 +52,7 @@ class _Value(fx.Proxy):
     @property
     def __class__(self) -> type:  # what isinstance reads
         asking = sys._getframe(1)
-        inside = str(asking.f_globals.get("__name__")).split(".")[0] in ("torch", "normwise")
-        if not inside or asking.f_code is torch.is_tensor.__code__:
+        if not _inside(asking) or asking.f_code is torch.is_tensor.__code__:
             raise Unsafe("its forward asks of what type a value is")
         return _Value
 
@@ -80,7 +82,7 @@ def _trace(block: nn.Module) -> Tape:
     before = [(module, dict(vars(module))) for module in block.modules()]
     drawn = _generators()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_attributes(block):
             warnings.simplefilter("ignore")
             graph = _Tracer().trace(block)
     except Unsafe:
@@ -93,6 +95,25 @@ def _trace(block: nn.Module) -> Tape:
     if _generators() != drawn:
         raise Unsafe("its forward draws random numbers")
     return _tape(block, graph)
+
+
+@contextmanager
+def _own_attributes(block: nn.Module) -> Iterator[None]:
+    """No other module's plain attributes are read: a change of them would not be seen later."""
+
+    def read(module: nn.Module, name: str) -> Any:
+        found = object.__getattribute__(module, name)
+        if module is block or name in REGISTRIES or name.startswith("__") or _inside(sys._getframe(1)):
+            return found
+        if callable(found) and name not in vars(module):
+            return found
+        raise Unsafe(f"its forward reads {name!r} of its part ({type(module).__name__}), which may change")
+
+    nn.Module.__getattribute__ = read
+    try:
+        yield
+    finally:
+        del nn.Module.__getattribute__
 
 
 def _tape(block: nn.Module, graph: fx.Graph) -> Tape:
@@ -121,9 +142,23 @@ def _step(block: nn.Module, node: fx.Node, slots: dict[fx.Node, Any]) -> Step:
     target: Any = node.target
     if node.op in ("call_module", "get_attr"):
         target = tuple(str(target).split("."))
+        _require_watched(block, target)
     if node.op == "get_attr" and not _is_registered(block, target):
         raise Unsafe("its forward uses a tensor that is neither a parameter nor a buffer")
-    return Step(node.op, target, args, kwargs, slots[node].index)
+    step = Step(node.op, target, args, kwargs, slots[node].index)
+    try:
+        pickle.dumps(step)
+    except Exception as error:
+        raise Unsafe("its forward calls a function that cannot be pickled") from error
+    return step
+
+
+def _require_watched(block: nn.Module, path: tuple[str, ...]) -> None:
+    """A row of layers that is gone through may grow, and only the block's own are looked at again."""
+    watched = {id(each) for each in containers(block)}
+    rows = [row for end in range(1, len(path)) if isinstance(row := at(block, path[:end]), ROWS)]
+    if any(id(row) not in watched for row in rows):
+        raise Unsafe("its forward goes through the layers of one of its parts")
 
 
 def _require_plain(block: nn.Module, forward: Any) -> None:
@@ -131,7 +166,7 @@ def _require_plain(block: nn.Module, forward: Any) -> None:
         raise Unsafe("it has a forward of its own on the instance")
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     if any(p.kind not in _POSITIONAL or p.default is not p.empty for p in parameters):
-        raise Unsafe("its forward has optional arguments")
+        raise Unsafe("its forward has optional or keyword-only arguments")
     for name, value in looks(block)[2].items():
         if not _is_fixed(value):
             raise Unsafe(f"its attribute {name!r} ({type(value).__name__}) may change what its forward does")
@@ -176,6 +211,11 @@ def _is_registered(block: nn.Module, path: tuple[str, ...]) -> bool:
 def _changed(now: dict[str, Any], old: dict[str, Any]) -> bool:
     names = [name for name in now if not name.startswith("_tensor_constant")]  # which FX itself puts there
     return names != list(old) or any(now[name] is not value for name, value in old.items())
+
+
+def _inside(frame: FrameType) -> bool:
+    """Whether it is not the forward that asks."""
+    return str(frame.f_globals.get("__name__")).split(".")[0] in ("torch", "normwise")
 
 
 def _modes() -> tuple[Any, ...]:

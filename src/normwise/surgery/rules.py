@@ -38,6 +38,16 @@ class Rules:
             return None, "no pattern matches its path"
         return next(iter(chosen)), "to be kept"
 
+    def require_where(self, paths: list[str]) -> None:
+        """Raises UsageError where no layer is meant: nothing could be replaced."""
+        if not self.where or any(fnmatchcase(path, pattern) for path in paths for pattern in self.where):
+            return
+        more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+        raise UsageError(
+            f"swap: where={_quoted(self.where)} matches no normalization layer, known are: {_quoted(paths[:5])}{more}; "
+            "give such a path, or a pattern for several such as 'layer1.*'."
+        )
+
     def idle(self, paths: Iterable[str]) -> list[str]:
         """The patterns that match no path at all: likely a slip of the pen."""
         every, patterns = list(paths), dict.fromkeys([*self.where, *(pattern for pattern, _ in self.pairs)])
@@ -45,6 +55,10 @@ class Rules:
 
     def _first(self, path: str) -> list[NormSpec | None]:
         return [spec for pattern, spec in self.pairs if fnmatchcase(path, pattern)][:1]
+
+
+def _quoted(texts: Iterable[str]) -> str:
+    return ", ".join(map(repr, texts))
 
 
 def _spec(spec: object) -> NormSpec | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 
@@ -116,7 +117,7 @@ def _record(module: nn.Module) -> _Record:
 def _differences(record: _Record) -> Iterator[Callable[[], None]]:
     module, kind, attributes, containers = record
     if module.__class__ is not kind:
-        yield lambda: setattr(module, "__class__", kind)
+        yield lambda: _return_to(kind, module)
     for now, before in [(vars(module), attributes), *containers]:
         if not isinstance(now, MutableMapping):
             if _members(now) != _members(before):
@@ -126,6 +127,17 @@ def _differences(record: _Record) -> Iterator[Callable[[], None]]:
         drop = [name for name in now if name not in before]
         if put or drop:
             yield lambda now=now, put=put, drop=drop: _put_back(now, put, drop)
+
+
+def _return_to(kind: type[nn.Module], module: nn.Module) -> None:
+    """Ours keep their statistics in float32 in half precision too, and PyTorch's cannot read them."""
+    module.__class__ = kind
+    weight = module._parameters.get("weight")
+    if isinstance(module, _NormBase) and weight is not None and weight.dtype in (torch.float16, torch.bfloat16):
+        for name in ("running_mean", "running_var"):
+            statistic = module._buffers.get(name)
+            if statistic is not None:
+                module._buffers[name] = statistic.to(weight.dtype)
 
 
 def _members(container: Any) -> Any:

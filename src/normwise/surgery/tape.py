@@ -1,7 +1,9 @@
 """A block's forward as recorded steps, in which each norm is joined with the residual and activation after it."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from torch import fx, nn
@@ -41,6 +43,17 @@ class Step:
             slots[self.out] = self.target(*args, **kwargs)
         else:
             slots[self.out] = getattr(args[0], self.target)(*args[1:], **kwargs)
+
+    def __reduce__(self) -> Any:
+        """Functions by module and name, where that finds them: pickle does not find F.max_pool2d."""
+        home, name = (getattr(self.target, each, None) for each in ("__module__", "__name__"))
+        named = self.kind == "call_function" and getattr(sys.modules.get(str(home)), str(name), None) is self.target
+        return _step, (self.kind, (home, name) if named else self.target, self.args, self.kwargs, self.out)
+
+
+def _step(kind: str, target: Any, *rest: Any) -> Step:
+    named = kind == "call_function" and isinstance(target, tuple)
+    return Step(kind, getattr(import_module(target[0]), target[1]) if named else target, *rest)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ def looks(block: nn.Module) -> tuple[list[tuple[str, str]], list[str], dict[str,
     """What the course of a forward may depend on: names and kinds of the parts, what is None, plain attributes."""
     parts = [(name, type(part).__qualname__) for each in containers(block) for name, part in each._modules.items()]
     absent = [name for each in (block._parameters, block._buffers) for name, t in each.items() if t is None]
-    return parts, absent, {name: value for name, value in vars(block).items() if name not in _REGISTRIES}
+    return parts, absent, {name: value for name, value in vars(block).items() if name not in REGISTRIES}
 
 
 def same_looks(a: Any, b: Any) -> bool:
@@ -114,10 +127,10 @@ def same_looks(a: Any, b: Any) -> bool:
 
 
 def containers(block: nn.Module) -> Iterator[nn.Module]:
-    """The block itself, and the lists and dicts of modules that its forward goes through by itself."""
+    """The block itself, and the lists, dicts and rows of modules that its forward may go through by itself."""
     yield block
     for part in block._modules.values():
-        if isinstance(part, nn.ModuleList | nn.ModuleDict):
+        if isinstance(part, ROWS):
             yield from containers(part)
 
 
@@ -128,7 +141,8 @@ def at(block: nn.Module, path: Path) -> Any:
     return block
 
 
-_REGISTRIES = frozenset({*vars(nn.Module()), "_tape"})
+ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+REGISTRIES = frozenset({*vars(nn.Module()), "_tape"})
 _SIMPLE = (int, float, bool, str)
 
 

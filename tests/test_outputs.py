@@ -1,0 +1,87 @@
+"""accelerate compares the outputs of its example: rounding may move them, and nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+from blocks import Pooled, image, resnet, use_kernels
+from models import untouched
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import normwise as nw
+from normwise import kernels
+from normwise.errors import UsageError
+from normwise.surgery.tape import Join
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
+
+
+@pytest.fixture(autouse=True)
+def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_kernels(monkeypatch)
+
+
+def test_a_difference_is_noticed_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = resnet(), image()
+    whole = Join.run
+
+    def wrong(self: Join, block: nn.Module, slots: list[Any]) -> None:
+        whole(self, block, slots)
+        slots[self.steps[-1].out] = slots[self.steps[-1].out] * 1.01
+
+    monkeypatch.setattr(Join, "run", wrong)
+    with untouched(model), pytest.raises(UsageError, match=r"in evaluation the outputs .* more than rounding explains"):
+        nw.accelerate(model, x)
+
+
+def test_a_backward_pass_that_breaks_is_noticed_and_taken_back() -> None:
+    class Late(nn.Module):
+        """Writes to the residual that SiLU's backward pass needs here, and not in PyTorch, by another name."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            residual = x * 2
+            other = residual.view_as(x)
+            y = F.silu(self.norm(self.conv(x)) + residual)
+            return y + other.mul_(2)
+
+    model, x = Late(), image()
+    with untouched(model), pytest.raises(UsageError, match=r"in training the backward pass fails .*; nothing was ch"):
+        nw.accelerate(model, x)
+
+
+def test_a_model_without_a_backward_pass_is_compared_all_the_same() -> None:
+    class Broken(Pooled):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x).sigmoid()
+            return y + y.mul_(2)
+
+    for model in (Pooled().requires_grad_(False), Broken()):
+        assert any("in training the outputs" in note for note in nw.accelerate(model, image()).notes)
+
+
+def test_a_small_example_may_move_as_far_as_its_own_rounding_moves_it() -> None:
+    """Of two values per channel the norm makes +1 and -1, however close they are: the last digit decides."""
+
+    class Close(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, eps=1e-12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.norm(self.conv(x)))
+
+    x = torch.ones(2, 3, 4, 4) + 1e-6 * torch.randn(2, 3, 4, 4)
+    notes = nw.accelerate(Close(), x).notes
+    assert "the last digit of the example alone moves them by" in notes[-1]
+
+
+def test_an_example_of_one_value_is_compared_in_evaluation_only() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
+    plan = nw.accelerate(model, torch.randn(1, 3))
+    assert [note.split(":")[0] for note in plan.notes][-1] == "not compared in training"
+    assert plan.applied
