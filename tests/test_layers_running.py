@@ -133,6 +133,17 @@ def test_loads_pytorchs_checkpoints(ours: Any, theirs: Any) -> None:
     assert torch.equal(norm.running_mean, source.running_mean)
 
 
+@pytest.mark.parametrize("cls", [nw.BatchNorm, nw.RenormNorm])
+def test_a_memory_that_is_assigned_to_a_norm_built_on_meta_moves_on(cls: Any) -> None:
+    with torch.device("meta"):
+        norm = cls(3)
+    other, x = cls(3), torch.randn(4, 3, 5) + 7
+    norm.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+    norm(x), other(x)
+    torch.testing.assert_close(norm.state_dict(), other.state_dict())
+    assert norm.skipped.device.type == "cpu"
+
+
 def test_buffers_may_be_written_between_forward_and_backward() -> None:
     """As DistributedDataParallel does when it broadcasts buffers before a second forward pass."""
     norm, x = nw.BatchNorm2d(3), torch.randn(4, 3, 5, 5, requires_grad=True)

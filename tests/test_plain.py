@@ -267,6 +267,8 @@ def test_where_pytorch_is_as_fast_it_is_asked(monkeypatch: pytest.MonkeyPatch) -
     ask = lambda x, groups: plain.native(x, None, None, groups)  # noqa: E731
     assert [ask(x, 0), ask(x, 4), ask(x, 32)] == [False, False, True]
     assert plain.native(x, None, None, 0, tail=Tail(act=RELU))  # one node for two
+    assert ask(x.contiguous(memory_format=torch.channels_last), 0)  # PyTorch's loses digits there
+    assert [ask(torch.randn(4, 64, 3, 3, dtype=dtype), 64) for dtype in (torch.float32, torch.float16)] == [False, True]
     with torch.no_grad():
         assert [ask(x, 0), ask(x, 4), ask(x, 32)] == [True, False, True]
     assert not plain.native(x, None, None, 0, (torch.zeros(32), torch.ones(32)))

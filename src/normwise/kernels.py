@@ -167,6 +167,8 @@ def remember(
     dtype = mean.dtype
     if not (_LOADED and mean.is_cpu and new_mean.dtype == dtype and new_var.dtype == dtype and seen.is_cpu):
         return False
+    if skipped is not None and not skipped.is_cpu:
+        return False
     given = mean, var, seen, new_mean, new_var
     if not all([type(t) is Tensor and t.is_contiguous() for t in given]) or new_mean.requires_grad:
         return False

@@ -78,7 +78,7 @@ def group_norm(
     >>> group_norm(torch.randn(4, 6, 8, 8), 2, None, None, eps=1e-5).shape
     torch.Size([4, 6, 8, 8])
     """
-    if native(x, weight, bias, groups):
+    if native(x, weight, bias, groups, tail=tail):
         return closed_form(x, weight, bias, groups, eps, None, tail)[0]
     return tail(_group_norm(x, groups, weight, bias, eps))
 
@@ -223,17 +223,17 @@ def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | No
 
 
 def _suits_pytorch(x: Tensor, groups: int, fixed: bool, tail: Tail = NOTHING) -> bool:
-    """True where PyTorch's operator was measured to be as fast (`benchmarks/README.md`), and is right.
+    """True where PyTorch's operator was measured to be as fast (`benchmarks/README.md`), in the layout it is best in.
 
     Its node costs less than ours, in C++ where ours is in Python; with a tail ours stands for two.
     """
     values, node = x.numel(), torch.is_grad_enabled() and tail is NOTHING
-    if values <= SMALL and (fixed or (node and not groups)):
+    if values <= SMALL and (fixed or (node and not groups and _is_plain(x))):
         return True
     plane = x.shape[2:].numel()
     in_groups = 0 < groups < x.shape[1]
     few = plane < 64 or values <= (8 if node else 4) * SMALL if in_groups or fixed else plane < 16
-    exact = x.itemsize > 2 or not in_groups  # of a large mean PyTorch's loses digits there
+    exact = x.itemsize > 2 or not groups  # of a large mean PyTorch's loses digits there
     return few and exact and _is_plain(x)
 
 

@@ -54,7 +54,8 @@ def bench(
         except KeyboardInterrupt:
             print("interrupted: what follows was measured before", file=told, flush=True)
         versions = {"python": platform.python_version(), **running.versions}
-    how = {"selection": selection, "threads": threads, "allocator": allocator, **effort._asdict(), "cells": len(cells)}
+    memory = library if allocator == SYSTEM else allocator
+    how = {"selection": selection, "threads": threads, "allocator": memory, **effort._asdict(), "cells": len(cells)}
     content = {
         "schema": SCHEMA,
         "finished": len(outcomes) == len(cells),

@@ -107,7 +107,8 @@ def mask_of_nothing(x: Tensor) -> Tensor | None:
 
 def leaf(module: nn.Module, x: Any, *rest: Any) -> Any:
     """Records the module as one node: FX sees a norm, not its arithmetic."""
-    args = (x, *(rest if rest and rest[-1] is not None else rest[:-1]))  # the mask comes last
+    given = [i for i, value in enumerate(rest, 1) if value is not None]
+    args = (x, *rest)[: max(given, default=0) + 1]
     return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), args, {})
 
 

@@ -52,6 +52,8 @@ class RenormNorm(TableNorm):
         if self.remembered()[0] is not None or self.running_mean is None or empty:
             return batch_norm(self, x, mask)
         check_batch(self, x, mask)
+        if self.recent is not None and self.recent.device != self.running_mean.device:
+            self._forget()  # the memory was assigned, as load_state_dict(assign=True) does
         return ops.normalize(x, self.rule(), self.tensors(), mask=mask)  # the rule observes, having read before
 
     def reset_running_stats(self) -> None:

@@ -111,6 +111,8 @@ class Running(Skipping, _NormBase):
         if simple and kernels.remember(*memory[:3], self.skipped, mean, var, self.momentum):
             self._tell()
             return
+        if self.skipped is not None and self.skipped.device != memory.mean.device:
+            self.start_counting(memory.mean.device)  # the memory was assigned, as load_state_dict(assign=True) does
         skipped = self._counter
         move(memory.mean, memory.var, memory.seen, skipped, mean, var, present, self.momentum, root)
         if not tracing() and skipped is not None and skipped.is_cpu:
