@@ -219,7 +219,7 @@ inline void run_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64
   const Vec<A> shift = splat(gate.kNeedsSum ? job.table.shift[i] : 0);
   T* out = writes ? job.out.at(n, c, s0) : nullptr;
   T* behind = writes && has_extra ? job.extra_grad.at(n, c, s0) : nullptr;
-  const Out<T> put(writes && job.stream, out, 0);
+  const Out<T> put(writes && job.stream, out, 0), put_behind(writes && has_extra && job.stream, behind, 0);
   const T *g = job.g.at(n, c, s0), *x = job.x.at(n, c, s0), *extra = has_extra ? job.extra.at(n, c, s0) : nullptr;
   Vec<A> sum_g[4] = {}, sum_gx[4] = {}, sum_rest[4] = {};
   sweep4<A>(length, [&](int k, int64_t s, auto lanes) {
@@ -229,7 +229,7 @@ inline void run_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64
     sum_g[k] += v;
     sum_gx[k] += keep(v * d, lanes);
     if constexpr (kIsFloor<F<A>, A>) sum_rest[k] += keep(given - v, lanes);
-    if constexpr (writes && has_extra) store(behind + s, v, lanes);
+    if constexpr (writes && has_extra) put_behind(behind + s, v, lanes);
     if constexpr (writes) put(out + s, v * scale, lanes);
   });
   sum = total(sum_g), product = total(sum_gx), rest = total(sum_rest);
@@ -268,13 +268,13 @@ void plane_apply_grad(const Job<T>& job, const Tile& t) {
     const T* extra = has_extra ? job.extra.at(t.n, c, t.s0) : nullptr;
     T* extra_grad = has_extra ? job.extra_grad.at(t.n, c, t.s0) : nullptr;
     T* out = job.out.at(t.n, c, t.s0);
-    const Out<T> put(job.stream, out, 0);
+    const Out<T> put(job.stream, out, 0), put_extra(has_extra && job.stream, extra_grad, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
       if (ahead) prefetch(x + s + ahead), prefetch(g + s + ahead);
       const Vec<A> d = load(x + s, lanes) - center;
       const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
       const Vec<A> v = gate(load(g + s, lanes), d, scale, shift, e);
-      if constexpr (has_extra) store(extra_grad + s, v, lanes);
+      if constexpr (has_extra) put_extra(extra_grad + s, v, lanes);
       put(out + s, v * scale + (d * slope + offset), lanes);
     });
   }

@@ -249,6 +249,7 @@ inline void written_grads(const Job<T>& job, const Tile& t, Acc<T>* sums, Acc<T>
   const Rows<const T> all_g(job.g, t), all_x(job.x, t), all_extra(job.extra, t);
   const Rows<T> all_out(job.out, t), all_behind(job.extra_grad, t);
   const Out<T> put(job.stream, all_out.first, all_out.step);
+  const Out<T> put_behind(has_extra && job.stream, all_behind.first, all_behind.step);
   for (int64_t s = t.s0; s < t.s1; ++s) {
     const T *g = all_g.at(s), *x = all_x.at(s), *extra = all_extra.at(s);
     T *out = all_out.at(s), *behind = all_behind.at(s);
@@ -258,7 +259,7 @@ inline void written_grads(const Job<T>& job, const Tile& t, Acc<T>* sums, Acc<T>
       const Vec<A> v = gate(load(g + c, lanes), d, scale, shift, has_extra ? load(extra + c, lanes) : Vec<A>{});
       store(sums + c, load(sums + c, lanes) + v, lanes);
       store(products + c, load(products + c, lanes) + v * d, lanes);
-      if constexpr (has_extra) store(behind + c, v, lanes);
+      if constexpr (has_extra) put_behind(behind + c, v, lanes);
       put(out + c, v * scale, lanes);
     });
   }
@@ -303,6 +304,7 @@ void narrow_apply_grad(const Job<T>& job, const Tile& t) {
   const Rows<const T> all_g(job.g, t), all_x(job.x, t), all_extra(job.extra, t);
   const Rows<T> all_out(job.out, t), all_behind(job.extra_grad, t);
   const Out<T> put(job.stream, all_out.first, all_out.step);
+  const Out<T> put_behind(has_extra && job.stream, all_behind.first, all_behind.step);
   in_bundles<F<A>::kBundle>(t, [&](int64_t s, auto size) {
     const auto g = all_g.from(s, size), x = all_x.from(s, size), extra = all_extra.from(s, size);
     const auto out = all_out.from(s, size), behind = all_behind.from(s, size);
@@ -315,7 +317,7 @@ void narrow_apply_grad(const Job<T>& job, const Tile& t) {
         const Vec<A> d = load(x[r] + c, lanes) - center;
         const Vec<A> e = has_extra ? load(extra[r] + c, lanes) : Vec<A>{};
         const Vec<A> v = gate(load(g[r] + c, lanes), d, scale, shift, e);
-        if constexpr (has_extra) store(behind[r] + c, v, lanes);
+        if constexpr (has_extra) put_behind(behind[r] + c, v, lanes);
         put(out[r] + c, v * scale + (d * slope + offset), lanes);
       }
     });

@@ -64,6 +64,50 @@ def test_a_model_without_a_backward_pass_is_compared_all_the_same() -> None:
         assert any("in training the outputs" in note for note in nw.accelerate(model, image()).notes)
 
 
+class Picky(Pooled):
+    """Trains with PyTorch's norm only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and type(self.norm) is not nn.BatchNorm2d:
+            raise ValueError("only PyTorch's norms are trained here")
+        return super().forward(x)
+
+
+def test_a_model_that_trained_before_the_change_must_train_after_it() -> None:
+    model, x = Picky(), image()
+    with (
+        untouched(model),
+        pytest.raises(UsageError, match=r"after the change: in training the model .*only PyTorch's norms"),
+    ):
+        nw.accelerate(model, x)
+
+
+def test_how_the_example_is_rounded_does_not_hang_on_the_generators() -> None:
+    def seen(seed: int) -> list[Tensor]:
+        found: list[Tensor] = []
+        model, x = Pooled(), torch.linspace(-1, 1, 4 * 3 * 6 * 6).view(4, 3, 6, 6)
+        model.register_forward_pre_hook(lambda module, args: found.append(args[0].clone()))
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        nw.accelerate(model, x)
+        assert torch.equal(torch.get_rng_state(), state)
+        return found
+
+    assert all(map(torch.equal, seen(1), seen(2)))
+
+
+def test_what_a_norm_skipped_in_the_comparison_is_not_counted() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nw.BatchNorm2d(4), nn.ReLU())
+    model[0].table, x = torch.eye(3).to_sparse(), image()
+    x[0, 0, 0, 0] = torch.inf
+    with (
+        pytest.warns(match="a batch with inf or NaN was left out"),
+        pytest.raises(UsageError, match="nothing was changed"),
+    ):
+        nw.accelerate(model, x)
+    assert (int(model[1].skipped), model[1]._told) == (0, False)
+
+
 def test_a_small_example_may_move_as_far_as_its_own_rounding_moves_it() -> None:
     """Of two values per channel the norm makes +1 and -1, however close they are: the last digit decides."""
 

@@ -2,7 +2,9 @@
 
 import copy
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -173,6 +175,14 @@ def layer_by_layer(m: Any, y: Tensor, x: Tensor) -> Tensor:
     return m.act(m.norm2(y))
 
 
+def by_private_method(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    return m.act(m.conv._conv_forward(y, m.conv.weight, m.conv.bias))
+
+
+def by_forward(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    return m.act(m.norm2(m.conv.forward(y)))
+
+
 def by_operator(m: Any, y: Tensor, x: Tensor) -> Tensor:
     return torch.ops.aten.neg(m.act(y))
 
@@ -211,6 +221,8 @@ class Optional(Line):
         (lambda: Line(by_part, part=Gain()), r"reads 'gain' of its part \(Gain\), which may change"),
         (lambda: Line(through_part, part=Gain()), r"reads 'gain' of its part \(Gain\), which may change"),
         (lambda: Line(layer_by_layer, part=Rows(), norm2=nn.BatchNorm2d(3)), "through the layers of one of its parts"),
+        (lambda: Line(by_private_method), r"reads '_conv_forward' of its part \(Conv2d\), which may change"),
+        (lambda: Line(by_forward, norm2=nn.BatchNorm2d(3)), r"reads 'forward' of its part \(Conv2d\), which may"),
         (lambda: Line(by_operator), "cannot be pickled"),
         (lambda: Optional(lambda m, y, x: m.act(y)), "has optional or keyword-only arguments"),
     ],
@@ -228,6 +240,37 @@ def test_blocks_that_are_left_as_they_are(make: Callable[[], Line], why: str) ->
 
 def parts() -> list[nn.Module]:
     return [nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)]
+
+
+def test_other_threads_read_what_they_like_meanwhile() -> None:
+    def elsewhere(m: Any, y: Tensor, x: Tensor) -> Tensor:
+        thread = threading.Thread(target=lambda: found.append(other.gain))
+        thread.start()
+        thread.join()
+        return m.act(y)
+
+    other, found = Gain(), list[float]()
+    plan = nw.accelerate(Line(elsewhere))
+    assert found == [2.0] * 4
+    assert not plan.left
+    assert "__getattribute__" not in vars(nn.Module)
+
+
+def test_what_reads_attributes_before_does_so_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(module: nn.Module, name: str) -> Any:
+        return object.__getattribute__(module, name)
+
+    monkeypatch.setattr(nn.Module, "__getattribute__", read)
+    nw.accelerate(Line(lambda m, y, x: m.act(y)))
+    assert nn.Module.__getattribute__ is read
+
+
+def test_several_threads_accelerate_at_once() -> None:
+    models = [Line(lambda m, y, x: m.act(y)) for _ in range(12)]
+    with ThreadPoolExecutor(3) as pool:
+        plans = list(pool.map(nw.accelerate, models))
+    assert [len(plan.changes) for plan in plans] == [2] * 12
+    assert "__getattribute__" not in vars(nn.Module)
 
 
 def test_an_attribute_that_changes_later_is_heeded() -> None:

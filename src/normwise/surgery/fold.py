@@ -1,9 +1,7 @@
 """fold: multiplies a norm that is a fixed scale and shift per channel into the layer before it."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 
 from normwise.errors import UsageError
@@ -12,6 +10,7 @@ from normwise.surgery.affine import fixed_affine, product
 from normwise.surgery.find import Found, norm_layers, replace
 from normwise.surgery.flow import Look, Sources, look, traced_sources
 from normwise.surgery.forward import call, quiet, tensors
+from normwise.surgery.outputs import moved, tolerance
 from normwise.surgery.plan import Plan, operation
 
 
@@ -26,6 +25,7 @@ def fold(model: nn.Module, example: Any = None, *, dry_run: bool = False) -> Pla
     compared, and a model that cannot be traced is followed through that one forward. Inputs are
     taken to be batches.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> plan = fold(model, torch.randn(1, 3, 8, 8))
     >>> model[1], plan.changes[0].note
@@ -51,6 +51,7 @@ class OnlyFlat(nn.Identity):
 
     On (N, C, L) the norm would have worked on another axis than the linear layer does.
 
+    >>> import torch
     >>> OnlyFlat()(torch.zeros(2, 3)).shape
     torch.Size([2, 3])
     """
@@ -172,9 +173,7 @@ def _verify(plan: Plan, model: nn.Module, pairs: list[_Pair], before: list[Tenso
             f"fold: the folded model does not run ({type(error).__name__}: {error}); nothing was folded. "
             "Does the forward look at the norm itself?"
         ) from error
-    compared = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
-    error = max((float((a - b).abs().max()) for a, b in compared), default=0.0)
-    size = max((float(a.abs().max()) for a, _ in compared), default=0.0)
+    error, size = moved(before, after)
     held = [*before, *(pair.source.get_parameter("weight") for pair in pairs)]
     if not error <= tolerance(tensor.dtype for tensor in held) * size:
         raise UsageError(
@@ -182,9 +181,3 @@ def _verify(plan: Plan, model: nn.Module, pairs: list[_Pair], before: list[Tenso
             "than rounding explains; nothing was folded. Does the forward look at the norm itself?"
         )
     plan.say(f"outputs of the example moved by at most {error:.3g} (their size is {size:.3g}).")
-
-
-def tolerance(dtypes: Iterable[torch.dtype]) -> float:
-    """Relative to the outputs, for a deep network: 1e-4 in float32; half precision rounds at every layer."""
-    precision = max(torch.finfo(dtype).eps for dtype in dtypes)
-    return precision * (1000 if precision < 1e-5 else 20)

@@ -1,5 +1,6 @@
 """Compares what a model gives before and after a change that may move it by rounding only."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normwise.errors import UsageError
-from normwise.surgery.fold import tolerance
 from normwise.surgery.forward import call, quiet, tensors
 from normwise.surgery.plan import Plan
 
@@ -29,7 +29,7 @@ class Before(NamedTuple):
 
 def outputs_before(verb: str, model: nn.Module, example: Any) -> Before:
     """To be taken before the change; nothing in the model moves."""
-    evaluation, training = _in_evaluation(verb, model, example), _in_training(verb, model, example)
+    evaluation, training = _outputs(verb, model, example, training=False), _in_training(verb, model, example)
     return Before(evaluation, training, training and _in_training(verb, model, _rounded(example)))
 
 
@@ -39,11 +39,12 @@ def require_same(plan: Plan, model: nn.Module, before: Before, example: Any) -> 
     In training a small batch may carry the last digit of its input far. So there the outputs may also
     move by `ROUNDINGS` times what the unchanged model's do for an example that is rounded otherwise.
     """
-    _compare(plan, model, "evaluation", before.evaluation, _in_evaluation(plan.verb, model, example))
-    after = _in_training(plan.verb, model, example)
-    if before.training is None or after is None:
+    verb = f"{plan.verb}, after the change"
+    _compare(plan, model, "evaluation", before.evaluation, _outputs(verb, model, example, training=False))
+    if before.training is None:
         plan.say("not compared in training: the example has too few values for it.")
         return
+    after = _outputs(verb, model, example, training=True)
     if after.failure and not before.training.failure:
         raise UsageError(
             f"{plan.verb}: in training the backward pass fails where it did not ({after.failure}); nothing was changed."
@@ -51,11 +52,28 @@ def require_same(plan: Plan, model: nn.Module, before: Before, example: Any) -> 
     _compare(plan, model, "training", before.training, after, before.rounded)
 
 
+def moved(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
+    """How far the outputs moved at most, and how large they were.
+
+    >>> moved([torch.tensor([1.0, -2.0])], [torch.tensor([1.0, -1.5])])
+    (0.5, 2.0)
+    """
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
+    error = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
+    return error, max((float(a.abs().max()) for a, _ in pairs), default=0.0)
+
+
+def tolerance(dtypes: Iterable[torch.dtype]) -> float:
+    """Relative to the outputs, for a deep network: 1e-4 in float32; half precision rounds at every layer."""
+    precision = max(torch.finfo(dtype).eps for dtype in dtypes)
+    return precision * (1000 if precision < 1e-5 else 20)
+
+
 def _compare(
     plan: Plan, model: nn.Module, mode: str, old: Outputs, new: Outputs, rounded: Outputs | None = None
 ) -> None:
-    error, size = _distance(old, new), max((float(a.abs().max()) for a in old.values if a.numel()), default=0.0)
-    own = 0.0 if rounded is None else _distance(old, rounded)
+    error, size = moved(old.values, new.values)
+    own = 0.0 if rounded is None else moved(old.values, rounded.values)[0]
     close = error <= tolerance(t.dtype for t in (*old.values, *model.parameters())) * size
     if not close and not error <= ROUNDINGS * own:
         raise UsageError(
@@ -68,29 +86,21 @@ def _compare(
     plan.say(f"in {mode} the outputs of the example moved by at most {error:.3g} (their size is {size:.3g}{why}).")
 
 
-def _distance(old: Outputs, new: Outputs) -> float:
-    pairs = [(a, b) for a, b in zip(old.values, new.values, strict=True) if a.numel()]
-    return max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
-
-
-def _in_evaluation(verb: str, model: nn.Module, example: Any) -> Outputs:
-    try:
-        return _run(model, example, training=False)
-    except Exception as error:
-        raise _no_run(verb, "evaluation", error) from error
-
-
 def _in_training(verb: str, model: nn.Module, example: Any) -> Outputs | None:
     try:
-        return _run(model, example, training=True)
-    except ValueError:
-        return None
+        return _outputs(verb, model, example, training=True)
+    except UsageError as error:
+        if isinstance(error.__cause__, ValueError):
+            return None
+        raise
+
+
+def _outputs(verb: str, model: nn.Module, example: Any, *, training: bool) -> Outputs:
+    try:
+        return _run(model, example, training=training)
     except Exception as error:
-        raise _no_run(verb, "training", error) from error
-
-
-def _no_run(verb: str, mode: str, error: Exception) -> UsageError:
-    return UsageError(f"{verb}: in {mode} the model does not run on the example: {type(error).__name__}: {error}")
+        mode, what = "training" if training else "evaluation", f"{type(error).__name__}: {error}"
+        raise UsageError(f"{verb}: in {mode} the model does not run on the example: {what}") from error
 
 
 def _run(model: nn.Module, example: Any, *, training: bool) -> Outputs:
@@ -122,6 +132,7 @@ def _rounded(example: Any) -> Any:
             return x
         return x * (1 + torch.finfo(x.dtype).eps * torch.randn_like(x).sign())
 
+    torch.manual_seed(0)  # the same verdict each time; the frame of every verb puts the generators back
     return pytree.tree_map_only(Tensor, move, example)
 
 

@@ -4,6 +4,7 @@ import inspect
 import pickle
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def _trace(block: nn.Module) -> Tape:
     before = [(module, dict(vars(module))) for module in block.modules()]
     drawn = _generators()
     try:
-        with warnings.catch_warnings(), _own_attributes(block):
+        with _ALONE, warnings.catch_warnings(), _own_attributes(block):
             warnings.simplefilter("ignore")
             graph = _Tracer().trace(block)
     except Unsafe:
@@ -99,13 +100,16 @@ def _trace(block: nn.Module) -> Tape:
 
 @contextmanager
 def _own_attributes(block: nn.Module) -> Iterator[None]:
-    """No other module's plain attributes are read: a change of them would not be seen later."""
+    """No other module's plain attributes are read, nor by what it computes with: a change would not be seen later."""
+    before, thread = nn.Module.__getattribute__, threading.get_ident()
 
     def read(module: nn.Module, name: str) -> Any:
-        found = object.__getattribute__(module, name)
-        if module is block or name in REGISTRIES or name.startswith("__") or _inside(sys._getframe(1)):
+        found = before(module, name)
+        if threading.get_ident() != thread or module is block or name in REGISTRIES or name.startswith("__"):
             return found
-        if callable(found) and name not in vars(module):
+        if _inside(sys._getframe(1)):
+            return found
+        if callable(found) and name not in vars(module) and name != "forward" and not name.startswith("_"):
             return found
         raise Unsafe(f"its forward reads {name!r} of its part ({type(module).__name__}), which may change")
 
@@ -113,7 +117,9 @@ def _own_attributes(block: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del nn.Module.__getattribute__
+        nn.Module.__getattribute__ = before
+        if before is object.__getattribute__:
+            del nn.Module.__getattribute__
 
 
 def _tape(block: nn.Module, graph: fx.Graph) -> Tape:
@@ -231,6 +237,7 @@ def _generators() -> tuple[Any, ...]:
 
 
 _C: Any = torch._C
+_ALONE = threading.RLock()  # tracing changes nn.Module for all threads
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, torch.memory_format, type(Ellipsis))
 _FIXED = (*_CONSTANTS, FunctionType, BuiltinFunctionType, type)

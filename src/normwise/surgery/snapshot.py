@@ -20,7 +20,7 @@ class _Record(NamedTuple):
 
 
 class Snapshot:
-    """Every module's class, attributes, tensors (buffers by value too, what learns) and hooks; the optimizer's groups.
+    """Every module's class, attributes, hooks, tensors (but parameters by value too), what learns; optimizer groups.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     >>> before, norm = Snapshot(model), model[1]
@@ -32,7 +32,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         self._records = [_record(module) for module in model.modules()]
-        self._values = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_value(buffer)]
+        self._values = [(each, each.detach().clone()) for each in _written(model) if _has_value(each)]
         self._learns = [(p, p.requires_grad) for p in model.parameters() if not is_lazy(p)]
         self._optimizer = optimizer
         groups = optimizer.param_groups if optimizer is not None else []
@@ -169,6 +169,14 @@ def _refill(container: Any, content: Any) -> None:
         container.clear()
     for key, value in content.items():  # not update: a Counter would add
         container[key] = value
+
+
+def _written(model: nn.Module) -> Iterator[Tensor]:
+    """What a forward may write to in place: buffers, and tensors that are plain attributes."""
+    yield from model.buffers()
+    for module in model.modules():
+        own = [each for each in vars(module).values() if isinstance(each, Tensor)]
+        yield from (each for each in own if each.layout == torch.strided)
 
 
 def _has_value(tensor: Tensor) -> bool:
