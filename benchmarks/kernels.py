@@ -64,7 +64,7 @@ def forward_and_backward(peer: str, norm: str, args: tuple[Tensor, ...], g: Tens
     if peer == "forced":
         from normwise import plain
 
-        plain._suits_pytorch = lambda x, groups: False
+        plain._suits_pytorch = lambda *_: False
     if peer == "compile":
         torch.compiler.reset()  # after eight graphs of one function it would go on in eager mode
         run = torch.compile(eager, dynamic=False)

@@ -33,8 +33,6 @@ def adain(
             f"adain: style must have shape (N or 1, C, *spatial) with the N and C of the content, got "
             f"{tuple(style.shape)} for content of shape {tuple(content.shape)}."
         )
-    if not ops.tracing() and not len(style):  # the mask says so, or PyTorch would warn of an empty tensor
-        style_mask = style.new_ones(style.shape[2:], dtype=torch.bool)
     mean, var, _ = moments(style, style_mask)
 
     def rule(table: Moments, mean: Tensor, var: Tensor) -> Affine:

@@ -50,15 +50,7 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
-    """Measures mean and variance of every plane of x, of shape (N, C, *spatial) or (N, C).
-
-    `mask` (bool, broadcastable to (N, *spatial), True = valid) leaves values out. A plane without
-    spatial axes holds one value: its variance is 0.
-
-    >>> mean, var, count = moments(torch.tensor([[[1.0, 3.0]]]))
-    >>> mean.item(), var.item(), count
-    (2.0, 1.0, 2)
-    """
+    """The reference of `measure.moments`, which says what it gives: ordinary operations for whatever x is."""
     if x.dim() < 2:
         raise ValueError(f"moments: x must have shape (N, C, *spatial), got {tuple(x.shape)}; add the axes N and C.")
     x = convert(x, wide(x.dtype))

@@ -28,13 +28,11 @@ def cores() -> int:
 def find_allocator(name: str) -> str:
     """The library that is to be loaded before the C library's malloc: a path, or a name such as tcmalloc.
 
-    `system` is what this process has: also what LD_PRELOAD names.
-
     >>> find_allocator(__file__) == str(Path(__file__).resolve())
     True
     """
     if name == SYSTEM:
-        return os.environ.get("LD_PRELOAD") or SYSTEM
+        return name
     if Path(name).is_file():
         return str(Path(name).resolve())
     found = next(filter(None, (find_library(known) for known in (name, f"{name}_minimal"))), None)

@@ -31,8 +31,7 @@ class PeerProcess:
         one_set = {variable: str(threads) for variable in THREADS}
         others = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": pythonpath}
         if allocator != SYSTEM:
-            before = os.environ.get("LD_PRELOAD") or allocator
-            others["LD_PRELOAD"] = allocator if before == allocator else f"{allocator}{os.pathsep}{before}"
+            others["LD_PRELOAD"] = os.pathsep.join(filter(None, (allocator, os.environ.get("LD_PRELOAD"))))
         self._log: IO[bytes] = TemporaryFile()  # noqa: SIM115  (closed with the process)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", MODULE, name],

@@ -1,6 +1,7 @@
 """`normwise bench`: chooses cells and peers, measures, and says what came of it."""
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def bench(
         except KeyboardInterrupt:
             print("interrupted: what follows was measured before", file=told, flush=True)
         versions = {"python": platform.python_version(), **running.versions}
-    memory = library if allocator == SYSTEM else allocator
+    memory = os.environ.get("LD_PRELOAD") or SYSTEM if allocator == SYSTEM else allocator  # the peers inherit it
     how = {"selection": selection, "threads": threads, "allocator": memory, **effort._asdict(), "cells": len(cells)}
     content = {
         "schema": SCHEMA,

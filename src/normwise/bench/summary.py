@@ -1,7 +1,7 @@
 """From times to what is said of them: multiples, speed-ups, geometric means, losses. Pure."""
 
 from collections.abc import Mapping, Sequence
-from math import exp, log
+from statistics import geometric_mean
 from typing import Any
 
 from normwise.bench.drive import Outcome, quartiles
@@ -119,15 +119,11 @@ def _summary(peer: str, rows: Sequence[Json]) -> Json:
     return {
         "peer": peer,
         "cells": len(measured),
-        "geometric_mean": _mean([known["speedup"] for known in measured.values()]),
-        "limit": _mean([known["copies"] / rows[i]["least_copies"] for i, known in measured.items()]),
+        "geometric_mean": geometric_mean([known["speedup"] for known in measured.values()]),
+        "limit": geometric_mean([known["copies"] / rows[i]["least_copies"] for i, known in measured.items()]),
         "slower": [i for i, known in measured.items() if known["speedup"] < 1],
         "slower_in_every_round": [i for i, known in measured.items() if known["high"] < 1],
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return exp(sum(map(log, values)) / len(values))
 
 
 def _cells(count: int) -> str:
