@@ -35,7 +35,7 @@ class BuildKernels(build_ext):
 
 kernels = Extension(
     "normwise._C",
-    sources=[f"csrc/{name}.cpp" for name in ("ops", "lstm", "remember", *(f"target_{t}" for t in TARGETS))],
+    sources=[f"csrc/{name}.cpp" for name in ("ops", "blend", "lstm", "remember", *(f"target_{t}" for t in TARGETS))],
     depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
     libraries=["torch_cpu"],
     extra_compile_args=FLAGS,

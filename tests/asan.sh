@@ -16,5 +16,5 @@ libraries="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so
 for width in 64 32 16; do
   # Python and PyTorch keep memory to the end on purpose: leaks are not looked for
   NORMWISE_VECTOR_BYTES=$width LD_PRELOAD="$libraries" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$folder" \
-    $python -m pytest -q --timeout 1800 tests/test_kernels.py tests/test_fuzz_kernels.py tests/test_lstm_kernel.py tests/test_remember.py -k "not opcheck and not narrower"
+    $python -m pytest -q --timeout 1800 tests/test_kernels.py tests/test_fuzz_kernels.py tests/test_lstm_kernel.py tests/test_remember.py tests/test_mixture.py -k "not opcheck and not narrower"
 done

@@ -175,7 +175,7 @@ from normwise.ops import standardize
 
 class PairNorm(TableNorm):
     tracks = None
-    def rule(self):
+    def rule(self, x):
         return partial(rule, eps=self.eps)
 
 def rule(table, weight, bias, *, eps):

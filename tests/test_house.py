@@ -21,7 +21,7 @@ FLOORS = (
     {"errors", "files", "loading", "kernels", "tail"},
     {"table"},
     {"ops"},
-    {"plain", "measure"},
+    {"plain", "measure", "mixture"},
     {"layers", "functional"},
     {"report", "surgery", "probe", "data", "networks"},
     {"experiment", "diagnosis"},

@@ -118,6 +118,20 @@ def test_features_without_positions() -> None:
     torch.testing.assert_close(nw.InstanceNorm1d(3)(x), nn.InstanceNorm1d(3)(x))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "spec", ["batch", "instance", "batch-instance", "switchable", "ibn", "instance-enhanced", "grn"]
+)
+def test_planes_without_positions_pass_and_teach_nothing(spec: str, training: bool) -> None:
+    """As in PyTorch's norms, of which batch norm alone counts the batch."""
+    norm, x = nw.build(spec, 4).train(training), torch.empty(2, 4, 0, 5, requires_grad=True)
+    before = {name: t.clone() for name, t in norm.named_buffers()}
+    y = norm(x)
+    assert y.shape == x.shape
+    assert all(g is None or not g.any() for g in torch.autograd.grad(y.sum(), [x, *norm.parameters()]))
+    torch.testing.assert_close(dict(norm.named_buffers()), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("cls", [nw.BatchNorm, nw.InstanceNorm, nw.ChannelAffine])
 def test_num_features_must_be_positive(cls: Any) -> None:
     with pytest.raises(ValueError, match="num_features must be at least 1, got 0"):

@@ -72,7 +72,7 @@ def stepwise(norm: nn.Module, act: Any, x: Tensor, residual: Tensor | None) -> T
 
 
 def is_fused(y: Tensor) -> bool:
-    return type(y.grad_fn).__name__ in ("_NormBackward", "_NormalizeBackward")
+    return type(y.grad_fn).__name__ in ("_NormBackward", "_NormalizeBackward", "_MixtureBackward")
 
 
 def given(norm: nn.Module, with_residual: bool, **how: Any) -> list[Tensor]:

@@ -8,8 +8,8 @@ from torch.nn.functional import layer_norm, rms_norm
 
 from normwise import ops, plain
 from normwise.measure import moments
-from normwise.ops import Affine
-from normwise.table import Moments, convert
+from normwise.mixture import Mixture
+from normwise.table import convert
 
 __all__ = ["adain", "batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -35,11 +35,8 @@ def adain(
         )
     mean, var, _ = moments(style, style_mask)
 
-    def rule(table: Moments, mean: Tensor, var: Tensor) -> Affine:
-        scale = (var + eps).sqrt() * (table.var + eps).rsqrt()
-        return Affine(table.mean, scale, mean.expand_as(scale))
-
-    return ops.normalize(content, rule, (mean, var), mask=mask)
+    rule = Mixture(eps, own=True, pooled=False)
+    return ops.normalize(content, rule, ((var + eps).sqrt(), None, mean), mask=mask)
 
 
 def batch_norm(

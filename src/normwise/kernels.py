@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 _OPS = torch.ops.normwise
+_UNKNOWN = None, None, 1.0, 0.0  # no remembered statistics
 
 
 class Act(NamedTuple):
@@ -151,6 +152,59 @@ def norm_backward(
     )
 
 
+class Known(NamedTuple):
+    """Remembered mean and variance (C,), and how far batch renormalization may go towards them."""
+
+    mean: Tensor
+    var: Tensor
+    r_max: float
+    d_max: float
+
+
+def blend(
+    x: Tensor,
+    own: Tensor | None,
+    pooled: Tensor | None,
+    bias: Tensor | None,
+    pool: Tensor | None,
+    pools: int,
+    eps: float,
+    known: Known | None = None,
+    residual: Tensor | None = None,
+    act: Act = NONE,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`own * (x - m) / s + pooled * (x - M) / S + bias`, and what follows; also the moments (N, C), and the pools'.
+
+    m and s are a plane's own mean and deviation, M and S those of its channel over the instances of the same
+    `pool` (N,), one of `pools`; None: all. Weights have shape (C,) or (N, C); None and 0 leave their part out.
+    `known`, for one pool: `(x - M) / S` is corrected as by batch renormalization.
+    """
+    return _OPS.blend.default(x, own, pooled, bias, pool, pools, eps, *(known or _UNKNOWN), residual, *act)
+
+
+def blend_backward(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    own: Tensor | None,
+    pooled: Tensor | None,
+    bias: Tensor | None,
+    pool: Tensor | None,
+    pools: int,
+    eps: float,
+    known: Known | None = None,
+    extra: Tensor | None = None,
+    act: Act = NONE,
+    need_input: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, own, pooled, bias (empty where it is None) and residual (empty without `extra`)."""
+    remembered = known or _UNKNOWN
+    return _OPS.blend_backward.default(
+        g, x, mean, var, own, pooled, bias, pool, pools, eps, *remembered, extra, *act, need_input
+    )
+
+
 def remember(
     mean: Tensor,
     var: Tensor,
@@ -272,6 +326,40 @@ def _fake_backward(
     return dx, *learned, residual, _table(x, (0,) if floor is None else x.shape[1:2])
 
 
+def _fake_blend(
+    x: Tensor, own: object, pooled: object, bias: object, pool: object, pools: int, *others: object
+) -> tuple[Tensor, ...]:
+    shapes = *[x.shape[:2]] * 2, *[(0 if pooled is None else pools, x.shape[1])] * 2
+    return _like(x), *(_table(x, shape) for shape in shapes)
+
+
+def _fake_blend_backward(
+    g: Tensor,
+    x: Tensor,
+    mean: object,
+    var: object,
+    own: Tensor | None,
+    pooled: Tensor | None,
+    bias: Tensor | None,
+    pool: object,
+    pools: int,
+    eps: float,
+    known_mean: object,
+    known_var: object,
+    r_max: float,
+    d_max: float,
+    extra: Tensor | None,
+    act: int,
+    low: float,
+    high: float,
+    need_input: bool,
+) -> tuple[Tensor, ...]:
+    dx = _like(x) if need_input else x.new_empty(0)
+    residual = _like(x) if extra is not None and need_input else x.new_empty(0)
+    weights = (_table(x, (0,) if t is None else t.shape) for t in (own, pooled, bias))
+    return dx, *weights, residual
+
+
 def _table(x: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
 
@@ -299,6 +387,8 @@ _FAKES = {
     "apply_grad": _fake_apply_grad,
     "norm": _fake_norm,
     "norm_backward": _fake_backward,
+    "blend": _fake_blend,
+    "blend_backward": _fake_blend_backward,
     "remember": lambda *args: None,
 }
 _LOADED = _load()

@@ -1,7 +1,7 @@
 """Applies a rule on the table of moments to an activation: one autograd node, and its plain reference."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +45,19 @@ Rule = Callable[..., Affine]
 Observe = Callable[[Moments], None]
 
 
+class ClosedForm(Protocol):
+    """A rule that the kernels know as a whole, and that says what of a table is observed."""
+
+    def __call__(self, table: Moments, *tensors: Any) -> Affine: ...
+
+    def closed_form(
+        self, x: Tensor, tensors: Sequence[Tensor | None], observe: Observe | None, tail: Tail
+    ) -> Tensor | None:
+        """The output; None where the kernels do not take this call."""
+
+    def observed(self, table: Moments) -> Moments: ...
+
+
 def standardize(pooled: Moments, eps: float) -> Affine:
     """Subtracts the mean and divides by the deviation, `sqrt(var + eps)`."""
     return Affine(pooled.mean, (pooled.var + eps).rsqrt(), torch.zeros_like(pooled.mean))
@@ -64,6 +77,7 @@ def normalize(
     The rule is a pure function from the table of moments and all tensors it learns to an `Affine`.
     Where `mask` is False the output is 0 and the input has no influence. `observe` is called once,
     with the detached table: so a norm remembers. `tail` follows in the same pass, where the kernels run.
+    A rule may be a `ClosedForm`, all in one native call.
 
     >>> x = torch.randn(2, 3, 4, 4)
     >>> y = normalize(x, lambda table: standardize(table, eps=1e-5))
@@ -72,6 +86,13 @@ def normalize(
     """
     known = all(t is None or type(t) in _TYPES for t in (x, *tensors)) and not tracing()
     native = known and mask is None and understood(x) and all(t is None or t.is_cpu for t in tensors)
+    if hasattr(rule, "closed_form"):
+        whole = cast(ClosedForm, rule)
+        done = whole.closed_form(x, tensors, observe, tail) if native else None
+        if done is not None:
+            return done
+        learn = observe
+        observe = learn and (lambda table: learn(whole.observed(table)))
     if known and torch.is_grad_enabled():
         follow = tail if native else NOTHING
         y = _Normalize.apply(x, mask, *follow, rule, observe, native, *tensors)
@@ -167,7 +188,7 @@ class _Normalize(torch.autograd.Function):
         x, mask, extra, *tensors = ctx.saved_tensors
         need_residual = ctx.needs_input_grad[2]
         if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
-            dx, extra, *rest = _reference_grads(grads[0], x, mask, extra, tensors, ctx)
+            dx, extra, *rest = reference_grads(grads[0], x, mask, extra, tensors, ctx.rule, ctx.act, need_residual)
         elif ctx.native:
             dx, extra, *rest = _native_grads(grads[0], x, extra, ctx)
         else:
@@ -182,6 +203,9 @@ def _native_grads(g: Tensor, x: Tensor, extra: Tensor | None, ctx: Any) -> list[
     """As `_grads`, by the kernels; the second is the gradient of the residual."""
     table: Moments = ctx.table
     center, scale, shift = (value.detach() for value in ctx.affine)
+    if ctx.act == kernels.NONE and not any(value.requires_grad for value in ctx.affine):  # constants to the gradient
+        dx = kernels.scale_shift(g, scale, torch.zeros_like(scale)) if ctx.needs_input_grad[0] else None
+        return [dx, g, *[None] * len(ctx.leaves)]
     sum_g, sum_gx = kernels.reduce_grad(g, x, center, scale, shift, extra, ctx.act)
     dmean, dvar, *rest = _backward(ctx.affine, (-scale * sum_g, sum_gx, sum_g), [table.mean, table.var, *ctx.leaves])
     need_x, _, need_residual = ctx.needs_input_grad[:3]
@@ -215,18 +239,21 @@ def _grads(g: Tensor, x: Tensor, mask: Tensor | None, ctx: Any) -> list[Tensor |
 
 
 @torch.enable_grad()
-def _reference_grads(
+def reference_grads(
     g: Tensor,
     x: Tensor,
     mask: Tensor | None,
     extra: Tensor | None,
     tensors: Sequence[Any],
-    ctx: Any,
+    rule: Rule,
+    act: kernels.Act,
+    need_residual: bool,
 ) -> list[Tensor | None]:
+    """Gradients of x, of the residual and of the tensors, by ordinary operations: they can be differentiated again."""
     # views, so that a tensor computed from x is not followed back into x
     x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
-    y = reference(x, ctx.rule, tensors, mask=mask)
-    y, residual = again(y, extra, ctx.act, ctx.needs_input_grad[2])
+    y = reference(x, rule, tensors, mask=mask)
+    y, residual = again(y, extra, act, need_residual)
     return _backward((y,), (g,), [x, residual, *tensors], create_graph=True)
 
 

@@ -76,7 +76,7 @@ class GlobalResponseNorm(AnyAxis, TableNorm):
         if self.weight is not None:
             nn.init.zeros_(self.weight)
 
-    def rule(self) -> ops.Rule:
+    def rule(self, x: Tensor) -> ops.Rule:
         return partial(_response, eps=self.eps)
 
 

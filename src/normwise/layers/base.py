@@ -87,22 +87,24 @@ class PlaneNorm(Plane):
 class TableNorm(PlaneNorm):
     """Base of the norms that are a rule on the table of moments: a subclass gives `rule` and `tensors`."""
 
-    def rule(self) -> ops.Rule:
+    def rule(self, x: Tensor) -> ops.Rule:
         raise NotImplementedError
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
         return self.weight, self.bias
 
     def normalize(self, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
-        if self.tracks is not None and self.remembered()[0] is None:
+        nothing = mask_of_nothing(x)
+        if nothing is None and self.tracks is not None and self.remembered()[0] is None:
             check_batch(self, x, mask)
-        mask = mask_of_nothing(x) if mask is None else mask
-        return ops.normalize(x, self.rule(), self.tensors(), mask=mask, observe=self.observe, tail=tail)
+        mask = nothing if mask is None else mask
+        observe = self.observe if nothing is None else None
+        return ops.normalize(x, self.rule(x), self.tensors(x), mask=mask, observe=observe, tail=tail)
 
 
 def mask_of_nothing(x: Tensor) -> Tensor | None:
-    """For a batch without instances a mask, so that nothing is divided by their number; else None."""
-    return None if ops.tracing() or len(x) else x.new_ones(x.shape[2:], dtype=torch.bool)
+    """For a batch without values a mask, so that nothing is divided by their number; else None."""
+    return None if ops.tracing() or x.numel() else x.new_ones(x.shape[2:], dtype=torch.bool)
 
 
 def leaf(module: nn.Module, x: Any, *rest: Any) -> Any:

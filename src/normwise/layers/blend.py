@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from normwise import ops
 from normwise.layers.base import TableNorm, check_values
 from normwise.layers.batch import batch_pool
+from normwise.mixture import Mixture
 from normwise.ops import Affine, standardize
 from normwise.table import Moments
 
@@ -31,11 +32,13 @@ class BatchInstanceNorm(TableNorm):
     def starts(self) -> dict[str, Tensor]:
         return {"gate": torch.ones(self.num_features)}
 
-    def rule(self) -> ops.Rule:
-        return partial(_batch_instance, eps=self.eps)
+    def rule(self, x: Tensor) -> ops.Rule:
+        return Mixture(self.eps, own=True)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return box(self.gate), self.weight, self.bias, *self.remembered()
+    def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        gate = box(self.gate)
+        weight = 1.0 if self.weight is None else self.weight
+        return (1 - gate) * weight, gate * weight, self.bias, *self.remembered()
 
 
 class SwitchableNorm(TableNorm):
@@ -55,10 +58,10 @@ class SwitchableNorm(TableNorm):
     def starts(self) -> dict[str, Tensor]:
         return {"mean_weight": torch.ones(3), "var_weight": torch.ones(3)}
 
-    def rule(self) -> ops.Rule:
+    def rule(self, x: Tensor) -> ops.Rule:
         return partial(_switchable, eps=self.eps)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
         return self.mean_weight, self.var_weight, self.weight, self.bias, *self.remembered()
 
 
@@ -84,11 +87,13 @@ class IBNorm(TableNorm):
         """How many channels, from the first, are instance norm's."""
         return int(self.ratio * self.num_features)
 
-    def rule(self) -> ops.Rule:
-        return partial(_split, instance=self.instance_features, eps=self.eps)
+    def rule(self, x: Tensor) -> ops.Rule:
+        return Mixture(self.eps, own=True)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.weight, self.bias, *self.remembered()
+    def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        weight = 1.0 if self.weight is None else self.weight
+        own = torch.arange(self.num_features, device=x.device) < self.instance_features
+        return torch.where(own, weight, 0.0), torch.where(own, 0.0, weight), self.bias, *self.remembered()
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.instance_features:
@@ -129,29 +134,6 @@ class _Box(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate,), (g,) = ctx.saved_tensors, grads
         return g.masked_fill(((gate < 0) & (g > 0)) | ((gate > 1) & (g < 0)), 0)
-
-
-def _batch_instance(
-    table: Moments,
-    gate: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    *,
-    eps: float,
-) -> Affine:
-    batch = standardize(batch_pool(table, mean, var), eps)
-    return batch.blend(standardize(table, eps), gate).learned(weight, bias)
-
-
-def _split(
-    table: Moments, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *, instance: int, eps: float
-) -> Affine:
-    batch = batch_pool(table, mean, var)
-    own = torch.arange(table.mean.shape[1], device=table.mean.device) < instance
-    center, spread = (torch.where(own, a, b) for a, b in ((table.mean, batch.mean), (table.var, batch.var)))
-    return standardize(Moments(center, spread, table.count), eps).learned(weight, bias)
 
 
 def _switchable(

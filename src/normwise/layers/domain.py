@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from normwise import ops
 from normwise.errors import UsageError
 from normwise.layers.base import TableNorm, check_batch
 from normwise.layers.batch import batch_norm
 from normwise.layers.running import Memory
-from normwise.ops import Affine, standardize
+from normwise.mixture import Mixture
 from normwise.table import Moments
 
 
@@ -55,11 +53,11 @@ class DomainNorm(TableNorm):
         d = self.current
         return Memory(mean[d], var[d], seen[d], None if pool is None else pool[:, d])
 
-    def rule(self) -> ops.Rule:
-        return partial(_domain, domain=self.current, domains=self.domains, eps=self.eps)
+    def rule(self, x: Tensor) -> ops.Rule:
+        return Mixture(self.eps, pool=self.current, pools=self.domains)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.weight, self.bias, *self.remembered()
+    def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        return None, self.weight, self.bias, *self.remembered()
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if not isinstance(self.current, Tensor):
@@ -74,15 +72,17 @@ class DomainNorm(TableNorm):
                 if samples:  # of x the check reads the shape, so that any samples will do
                     own = None if mask is None else mask.expand(_rest(x))[self.current == d]
                     check_batch(self, x[:samples], own)
-        return ops.normalize(x, self.rule(), self.tensors(), mask=mask, observe=self.observe)
+        return ops.normalize(x, self.rule(x), self.tensors(x), mask=mask, observe=self.observe)
 
     def observe(self, table: Moments) -> None:
+        """The table is that of all domains where each sample has its own."""
         if not isinstance(self.current, Tensor):
             return super().observe(table)
         if self.remembers():
-            pooled = by_domain(table, self.current, self.domains)
-            count = torch.as_tensor(pooled.count)
-            self.remember(pooled.mean, pooled.unbiased, count, (count > 0).any(-1))
+            count = torch.as_tensor(table.count)
+            met = (count > 0).any(-1)
+            everyone = not ops.tracing() and met.is_cpu and bool(met.all())
+            self.remember(table.mean, table.unbiased, count, None if everyone else met)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, domains={self.domains}"
@@ -114,34 +114,6 @@ def domain(model: nn.Module, index: int | Sequence[int] | Tensor) -> Iterator[No
     finally:
         for layer, old in before:
             layer.current = old
-
-
-def by_domain(table: Moments, domain: Tensor, domains: int) -> Moments:
-    """Pools the instances of each domain: (domains, C). One without instances has mean and variance 0."""
-    domain = domain.to(table.mean.device)
-    member = F.one_hot(domain, domains).to(table.mean.dtype)  # (N, K)
-    count = torch.as_tensor(table.count, dtype=table.mean.dtype, device=table.mean.device).expand_as(table.mean)
-    total = member.T @ count
-    mean = member.T @ (count * table.mean) / total.clamp(min=1)
-    deviation = table.mean - mean[domain]
-    return Moments(mean, member.T @ (count * (table.var + deviation**2)) / total.clamp(min=1), total)
-
-
-def _domain(
-    table: Moments,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    *,
-    domain: Any,
-    domains: int,
-    eps: float,
-) -> Affine:
-    if mean is None or var is None:
-        pooled = by_domain(table, domain, domains)
-        mean, var = pooled.mean[domain], pooled.var[domain]
-    return standardize(Moments(mean, var, 1), eps).learned(weight, bias)
 
 
 def _index(index: int | Sequence[int] | Tensor) -> int | Tensor:

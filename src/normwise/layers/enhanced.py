@@ -29,10 +29,10 @@ class InstanceEnhancedNorm(TableNorm):
     def starts(self) -> dict[str, Tensor]:
         return {"gain": torch.zeros(self.num_features), "offset": -torch.ones(self.num_features)}
 
-    def rule(self) -> ops.Rule:
+    def rule(self, x: Tensor) -> ops.Rule:
         return partial(_rule, eps=self.eps)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
         return self.gain, self.offset, self.weight, self.bias, *self.remembered()
 
 

@@ -1,6 +1,5 @@
 """Ghost batch norm: pools the table over chunks of the batch."""
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor, stack
@@ -8,8 +7,8 @@ from torch import Tensor, stack
 from normwise import ops
 from normwise.layers.base import TableNorm, check_batch
 from normwise.layers.batch import batch_norm
-from normwise.ops import Affine, standardize
-from normwise.table import Moments, align
+from normwise.mixture import Mixture
+from normwise.table import align
 
 
 class GhostNorm(TableNorm):
@@ -32,11 +31,15 @@ class GhostNorm(TableNorm):
         super().__init__(num_features, **common)
         self.chunk_size = chunk_size
 
-    def rule(self) -> ops.Rule:
-        return partial(_ghost, chunk_size=self.chunk_size, eps=self.eps)
+    def parts(self, x: Tensor) -> int:
+        """The number of chunks."""
+        return max(1, -(-x.shape[0] // self.chunk_size))
+
+    def rule(self, x: Tensor) -> ops.Rule:
+        return Mixture(self.eps, pool=self.parts(x))
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        parts = _parts(x.shape[0], self.chunk_size)
+        parts = self.parts(x)
         if self.remembered()[0] is not None or parts == 1:
             return batch_norm(self, x, mask)
         if mask is None:
@@ -50,14 +53,8 @@ class GhostNorm(TableNorm):
                     check_batch(self, part, its)
         return super().normalize(x, mask)
 
+    def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        return None, self.weight, self.bias
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, chunk_size={self.chunk_size}"
-
-
-def _parts(instances: int, chunk_size: int) -> int:
-    return max(1, -(-instances // chunk_size))
-
-
-def _ghost(table: Moments, weight: Tensor, bias: Tensor, *, chunk_size: int, eps: float) -> Affine:
-    pooled = table.pool(0, _parts(table.mean.shape[0], chunk_size))
-    return standardize(pooled, eps).learned(weight, bias)

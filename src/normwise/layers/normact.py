@@ -94,7 +94,7 @@ def fused(norm: nn.Module, x: Any, residual: Any, act: Activation) -> Tensor | N
     if ops.tracing() or not takes_tail(type(norm)) or type(x) not in _TYPES:
         return None
     code = known_act(act)
-    if code is None or _watched(norm) or (isinstance(act, nn.Module) and _watched(act)):
+    if code is None or watched(norm) or (isinstance(act, nn.Module) and watched(act)):
         return None
     if "forward" in vars(norm) or (residual is not None and not _like(residual, x)):
         return None
@@ -157,7 +157,7 @@ def takes_tail(kind: Any) -> bool:
     return home is not None and kind.normalize is home.normalize and kind.forward in _FORWARDS
 
 
-def _watched(module: nn.Module) -> bool:
+def watched(module: nn.Module) -> bool:
     """Hooks want the module to be called."""
     if any(vars(module)[name] for name in _HOOKS):
         return True

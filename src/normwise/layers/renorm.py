@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from normwise import ops
+from normwise.kernels import Known
 from normwise.layers.base import TableNorm, check_batch
 from normwise.layers.batch import batch_norm
 from normwise.layers.written import compiling, recomputing, written
-from normwise.ops import Affine, standardize
+from normwise.measure import moments
+from normwise.mixture import Mixture
+from normwise.ops import Affine
 from normwise.table import Moments
 
 CALLS = 8  # of one layer, between a checkpointed forward and its recomputation
@@ -44,8 +47,12 @@ class RenormNorm(TableNorm):
         super().__init__(num_features, **common)
         self.r_max, self.d_max = float(r_max), float(d_max)
 
-    def rule(self) -> ops.Rule:
-        return partial(_renorm, norm=self, before=[])
+    def corrected(self, mean: Tensor, var: Tensor) -> Mixture:
+        """The rule, tied to these remembered statistics."""
+        return Mixture(self.eps, known=Known(mean, var, self.r_max, self.d_max))
+
+    def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        return None, self.weight, self.bias
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         empty = not ops.tracing() and not len(x)
@@ -54,7 +61,21 @@ class RenormNorm(TableNorm):
         check_batch(self, x, mask)
         if self.recent is not None and self.recent.device != self.running_mean.device:
             self._forget()  # the memory was assigned, as load_state_dict(assign=True) does
-        return ops.normalize(x, self.rule(), self.tensors(), mask=mask)  # the rule observes, having read before
+        if ops.tracing():  # the rule observes, having read what was remembered before
+            return ops.normalize(x, partial(_renorm, norm=self, before=[]), self.tensors(x), mask=mask)
+        batch = moments(x.detach(), mask).pool(0).mean[0] if recomputing() else self.running_mean
+        rule = self.corrected(*_before(self, batch))
+        return ops.normalize(x, rule, self.tensors(x), mask=mask, observe=self.observe)
+
+    def observe(self, table: Moments) -> None:
+        self.learn(table.pool(0), [cast(Tensor, t) for t in (self.running_mean, self.running_var)])
+
+    def learn(self, pooled: Moments, before: list[Tensor]) -> None:
+        """Moves on by one batch, and notes what was remembered before it."""
+        if self.remembers():
+            mean, var = pooled.mean[0].detach(), pooled.var[0].detach()
+            note(cast(Tensor, self.recent), torch.stack([mean, *before]))
+            self.remember(mean, var, pooled.count)
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
@@ -73,19 +94,12 @@ class RenormNorm(TableNorm):
         return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
 
 
-def _renorm(table: Moments, weight: Tensor, bias: Tensor, *, norm: RenormNorm, before: list[Tensor]) -> Affine:
-    pooled = table.pool(0)
+def _renorm(table: Moments, *tensors: Tensor | None, norm: RenormNorm, before: list[Tensor]) -> Affine:
     if not before:  # else the rule runs again for second derivatives
-        mark = pooled.mean[0].detach()
-        before += _before(norm, mark)
-        if norm.remembers():
-            note(cast(Tensor, norm.recent), torch.stack([mark, *before]))
-            norm.remember(mark, pooled.var[0].detach(), pooled.count)
-    mean, std = before[0], (before[1] + norm.eps).sqrt()
-    r = ((pooled.var + norm.eps).sqrt() / std).detach().clamp(1 / norm.r_max, norm.r_max)
-    d = ((pooled.mean - mean) / std).detach().clamp(-norm.d_max, norm.d_max)
-    affine = standardize(pooled, norm.eps)
-    return Affine(affine.center, affine.scale * r, d).learned(weight, bias)
+        pooled = table.pool(0)
+        before += _before(norm, pooled.mean[0].detach())
+        norm.learn(pooled, before)
+    return norm.corrected(before[0], before[1])(table, *tensors)
 
 
 def _before(norm: RenormNorm, mark: Tensor) -> tuple[Tensor, Tensor]:

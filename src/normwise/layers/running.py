@@ -54,7 +54,7 @@ class Running(Skipping, _NormBase):
     def observe(self, table: Moments) -> None:
         """Remembers the batch behind a table."""
         if self.remembers() and (tracing() or len(table.mean)):
-            pooled = table.pool(0)
+            pooled = table if not tracing() and len(table.mean) == 1 else table.pool(0)
             self.remember(pooled.mean[0], pooled.unbiased[0], pooled.count)
 
     def remembers(self) -> bool:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from normwise import functional, ops
 from normwise.layers.base import PlaneNorm, TableNorm, check_batch, check_values, leaf
-from normwise.layers.batch import batch_pool
-from normwise.ops import Affine, standardize
+from normwise.mixture import Mixture
+from normwise.ops import Affine
 from normwise.table import Moments, align, wide
 
 
@@ -48,6 +48,8 @@ class Conditional(TableNorm):
     a vector of shape (N, E), and weight and bias are row 0 plus the embedding times the other E rows.
     """
 
+    own = False  # by an instance's own statistics, as instance norm; else by the batch's
+
     def __init__(
         self, num_features: int, *, classes: int | None = None, embedding: int | None = None, **common: Any
     ) -> None:
@@ -78,8 +80,13 @@ class Conditional(TableNorm):
             return leaf(self, x, condition, mask)
         self.check(x, mask)
         self.check_condition(x, condition)
-        tensors = self.rows(self.weight, condition), self.rows(self.bias, condition), *self.remembered()
-        return ops.normalize(x, self.rule(), tensors, mask=mask, observe=self.observe)
+        weight, bias = (self.rows(parameter, condition) for parameter in (self.weight, self.bias))
+        weights = (weight, None) if self.own else (None, weight)
+        tensors = *weights, bias, *self.remembered()
+        return ops.normalize(x, self.rule(x), tensors, mask=mask, observe=self.observe)
+
+    def rule(self, x: Tensor) -> ops.Rule:
+        return Mixture(self.eps, own=self.own, pooled=not self.own)
 
     def rows(self, table: Tensor | None, condition: Tensor) -> Tensor | None:
         """The part of a parameter that each instance takes, (N, C)."""
@@ -122,9 +129,7 @@ class ConditionalInstanceNorm(Conditional):
     """
 
     tracks = None
-
-    def rule(self) -> ops.Rule:
-        return partial(_instance, eps=self.eps)
+    own = True
 
     def check(self, x: Tensor, mask: Tensor | None) -> None:
         super().check(x, mask)
@@ -141,9 +146,6 @@ class ConditionalBatchNorm(Conditional):
     >>> norm(torch.randn(2, 3, 8, 8), torch.randn(2, 5)).shape
     torch.Size([2, 3, 8, 8])
     """
-
-    def rule(self) -> ops.Rule:
-        return partial(_batch, eps=self.eps)
 
     def check(self, x: Tensor, mask: Tensor | None) -> None:
         super().check(x, mask)
@@ -187,16 +189,6 @@ class MixStyle(PlaneNorm):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, p={self.p}, alpha={self.alpha}"
-
-
-def _instance(table: Moments, weight: Tensor, bias: Tensor, mean: None, var: None, *, eps: float) -> Affine:
-    return standardize(table, eps).learned(weight, bias)
-
-
-def _batch(
-    table: Moments, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *, eps: float
-) -> Affine:
-    return standardize(batch_pool(table, mean, var), eps).learned(weight, bias)
 
 
 def _mixed(table: Moments, share: Tensor, order: Tensor, *, eps: float) -> Affine:

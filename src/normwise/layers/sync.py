@@ -29,7 +29,7 @@ class SyncNorm(TableNorm):
 
     process_group: Any = None
 
-    def rule(self) -> ops.Rule:
+    def rule(self, x: Tensor) -> ops.Rule:
         return partial(_sync, norm=self)
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -37,7 +37,7 @@ class SyncNorm(TableNorm):
             return batch_norm(self, x, mask)
         if mask is None and x.shape[0] == 0:
             mask = x.new_ones(x.shape[2:], dtype=torch.bool)  # so that no one divides by the number of instances
-        return ops.normalize(x, self.rule(), self.tensors(), mask=mask)  # the rule observes the joint pool
+        return ops.normalize(x, self.rule(x), self.tensors(x), mask=mask)  # the rule observes the joint pool
 
 
 def ranks(group: Any = None) -> int:

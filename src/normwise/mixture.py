@@ -1,0 +1,182 @@
+"""Blends of two standardizations, a plane's own and that of its pool: a rule that has a closed form."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from normwise import kernels, ops
+from normwise.ops import Affine, Observe, standardize
+from normwise.table import Moments, convert, wide
+from normwise.tail import Tail
+
+
+class Mixture(NamedTuple):
+    """The rule `own * (x - m) / s + pooled * (x - M) / S + bias` on the table of moments.
+
+    m and s are a plane's own mean and deviation, M and S its channel's over the instances of its pool.
+    `own` and `pooled` say which parts there are; their tensors, and bias, have shape (C,) or (N, C), and
+    None is 1 (for bias 0). `pool` is the pool of each instance, of `pools`, or the number of consecutive
+    chunks, as equal as can be. With `known` the pooled part is batch renormalization's. With the remembered
+    `mean` and `var`, which broadcast to (N, C), they stand for the pool's.
+
+    >>> batch, table = Mixture(eps=1e-5), Moments(torch.zeros(2, 3), torch.ones(2, 3), 16)
+    >>> batch(table, None, None, None).scale.shape
+    torch.Size([1, 3])
+    """
+
+    eps: float
+    own: bool = False
+    pooled: bool = True
+    pool: Tensor | int = 1
+    pools: int = 1
+    known: kernels.Known | None = None
+
+    def __call__(
+        self,
+        table: Moments,
+        own: Tensor | None,
+        pooled: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None = None,
+        var: Tensor | None = None,
+    ) -> Affine:
+        if not self.pooled:
+            return standardize(table, self.eps).learned(own, bias)
+        shared = self._each(table) if mean is None or var is None else Moments(mean, var, 1)
+        part = standardize(_used(shared, pooled), self.eps)
+        if self.known is not None:
+            part = _renormalized(part, shared, self.known, self.eps)
+        part = part.learned(pooled, None)
+        if self.own:
+            itself = standardize(_used(table, own), self.eps).learned(own, None)
+            moved = (itself.center - part.center) * part.scale + part.shift
+            part = Affine(itself.center, itself.scale + part.scale, moved)
+        return part.learned(None, bias)
+
+    def closed_form(
+        self, x: Tensor, tensors: Sequence[Tensor | None], observe: Observe | None, tail: Tail
+    ) -> Tensor | None:
+        """The whole in one call each way; None where the pool's statistics are given, or x is not for the kernels."""
+        own, pooled, bias, *given = tensors
+        if any(t is not None for t in given) or not x.numel():
+            return None
+        if torch.is_grad_enabled():
+            return _Mixture.apply(x, own, pooled, bias, *tail, self, observe)
+        weights, pool = self._weights(x, own, pooled), self._pool(x)
+        y, *moments = kernels.blend(x, *weights, bias, *pool, self.eps, self.known, *tail)
+        _observe(x, moments, pool, observe)
+        return y
+
+    def observed(self, table: Moments) -> Moments:
+        """What a norm remembers: the moments of the pools, (pools, C), where instances name them, else those of all."""
+        return by_pool(table, self.pool, self.pools) if isinstance(self.pool, Tensor) else table
+
+    def _weights(self, x: Tensor, own: Tensor | None, pooled: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What the kernels multiply with: None where there is no such part."""
+        if (self.own and own is None) or (self.pooled and pooled is None):
+            one = x.new_ones(x.shape[1], dtype=wide(x.dtype))
+            own, pooled = one if own is None else own, one if pooled is None else pooled
+        return own if self.own else None, pooled if self.pooled else None
+
+    def _pool(self, x: Tensor) -> tuple[Tensor | None, int]:
+        """The pool of each instance, and how many there are."""
+        if isinstance(self.pool, Tensor):
+            return self.pool.to(x.device).contiguous(), self.pools
+        if self.pool == 1:
+            return None, 1
+        chunks = torch.arange(len(x)).tensor_split(self.pool)
+        return torch.cat([torch.full_like(chunk, k) for k, chunk in enumerate(chunks)]), self.pool
+
+    def _each(self, table: Moments) -> Moments:
+        """The moments of each instance's pool."""
+        if not isinstance(self.pool, Tensor):
+            return table.pool(0, self.pool)
+        pooled, pool = by_pool(table, self.pool, self.pools), self.pool.to(table.mean.device)
+        return Moments(pooled.mean[pool], pooled.var[pool], 1)
+
+
+def by_pool(table: Moments, pool: Tensor, pools: int) -> Moments:
+    """Pools the instances of each pool: (pools, C). One without instances has mean and variance 0."""
+    pool = pool.to(table.mean.device)
+    member = F.one_hot(pool, pools).to(table.mean.dtype)  # (N, K)
+    count = torch.as_tensor(table.count, dtype=table.mean.dtype, device=table.mean.device).expand_as(table.mean)
+    total = member.T @ count
+    mean = member.T @ (count * table.mean) / total.clamp(min=1)
+    deviation = table.mean - mean[pool]
+    return Moments(mean, member.T @ (count * (table.var + deviation**2)) / total.clamp(min=1), total)
+
+
+def _renormalized(part: Affine, batch: Moments, known: kernels.Known, eps: float) -> Affine:
+    std = (known.var + eps).sqrt()
+    r = ((batch.var + eps).sqrt() / std).detach().clamp(1 / known.r_max, known.r_max)
+    d = ((batch.mean - known.mean) / std).detach().clamp(-known.d_max, known.d_max)
+    return Affine(part.center, part.scale * r, part.shift + d)
+
+
+def _used(moments: Moments, weight: Tensor | None) -> Moments:
+    """Without what is not finite where the weight is 0: there it has no influence."""
+    if weight is None:
+        return moments
+    out = (weight == 0) & ~(moments.mean + moments.var).isfinite()
+    return Moments(torch.where(out, 0.0, moments.mean), torch.where(out, 1.0, moments.var), moments.count)
+
+
+def _observe(x: Tensor, moments: Sequence[Tensor], pools: tuple[Tensor | None, int], observe: Observe | None) -> None:
+    """Hands on the moments of the pools, or of all planes where nothing is pooled."""
+    if observe is None:
+        return
+    mean, var, pool_mean, pool_var = moments
+    values, (pool, number) = x.shape[2:].numel(), pools
+    if not len(pool_mean):
+        observe(Moments(mean, var, values))
+    elif pool is None:
+        observe(Moments(pool_mean, pool_var, len(x) * values))
+    else:
+        observe(Moments(pool_mean, pool_var, pool.bincount(minlength=number)[:, None] * values))
+
+
+class _Mixture(torch.autograd.Function):
+    """The closed form. It keeps x, the weights, the table and what the tail needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        own: Tensor | None,
+        pooled: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        act: kernels.Act,
+        rule: Mixture,
+        observe: Observe | None,
+    ) -> Tensor:
+        weights, pool, tail = rule._weights(x, own, pooled), rule._pool(x), Tail(residual, act)
+        y, *moments = kernels.blend(x, *weights, bias, *pool, rule.eps, rule.known, *tail)
+        _observe(x, moments, pool, observe)
+        ctx.save_for_backward(x, tail.kept(y), *moments[:2], own, pooled, bias)
+        ctx.rule, ctx.act = rule, act
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, extra, mean, var, *tensors), g = ctx.saved_tensors, grads[0]
+        rule: Mixture = ctx.rule
+        need_x, *needs, need_residual = ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled() or ops.tracing():  # second derivatives are wanted, or many gradients at once
+            dx, behind, *rest = ops.reference_grads(g, x, None, extra, tensors, rule, ctx.act, need_residual)
+            return dx, *rest, behind, *_FIXED
+        own, pooled, bias = tensors
+        through = need_residual and ctx.act == kernels.NONE  # the gradient of the residual is g itself
+        need_input = need_x or (need_residual and not through)
+        weights, (pool, pools) = rule._weights(x, own, pooled), rule._pool(x)
+        dx, *rest, behind = kernels.blend_backward(
+            g, x, mean, var, *weights, bias, pool, pools, rule.eps, rule.known, extra, ctx.act, need_input
+        )
+        rest = [convert(d, t.dtype) if need else None for d, t, need in zip(rest, tensors, needs, strict=True)]
+        return dx if need_x else None, *rest, (g if through else behind) if need_residual else None, *_FIXED
+
+
+_FIXED = (None,) * 3  # arguments of the node behind its tensors

@@ -1,0 +1,219 @@
+"""Blends in closed form against naive arithmetic in float64, and against the same rule on the table of moments."""
+
+import itertools
+
+import pytest
+import torch
+from test_kernels import ACTS, LAYOUTS, TOLERANCE, close, make
+from torch import Tensor
+
+from normwise import kernels, ops
+from normwise.mixture import Mixture
+from normwise.tail import NOTHING, Tail
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
+EPS = 0.1
+PARTS = {  # own, pooled, pool, number of pools, renormalized
+    "own": (True, False, None, 1, False),
+    "pooled": (False, True, None, 1, False),
+    "both": (True, True, None, 1, False),
+    "by name": (True, True, [1, 0, 3, 1], 4, False),
+    "renormalized": (False, True, None, 1, True),
+}
+
+
+def weights(name: str, shape: tuple[int, ...], each_plane: bool, dtype: torch.dtype) -> list[Tensor | None]:
+    """Own, pooled and bias: positive, zero and negative numbers."""
+    own, pooled, *_ = PARTS[name]
+    size = shape[:2] if each_plane else shape[1:2]
+    tables = [torch.randn(size, dtype=torch.float64).round(decimals=1).to(dtype) for _ in range(3)]
+    return [tables[0] if own else None, tables[1] if pooled else None, tables[2]]
+
+
+def pool_of(name: str, instances: int) -> tuple[Tensor | None, int]:
+    _, _, pool, number, _ = PARTS[name]
+    return (None, 1) if pool is None else (torch.tensor((pool * instances)[:instances]), number)
+
+
+def known_of(name: str, channels: int, dtype: torch.dtype) -> kernels.Known | None:
+    if not PARTS[name][-1]:
+        return None
+    mean, var = torch.linspace(-1, 3, channels, dtype=dtype), torch.linspace(0.1, 4, channels, dtype=dtype)
+    return kernels.Known(mean, var, 1.5, 0.7)
+
+
+def naive(x: Tensor, given: list[Tensor | None], pool: Tensor | None, known: kernels.Known | None) -> Tensor:
+    """One plane after the other, from the formula."""
+    planes = x.reshape(*x.shape[:2], -1)
+    own, pooled, bias = (None if t is None else t.expand(x.shape[:2]) for t in given)
+    rows = []
+    for n, c in itertools.product(*map(range, x.shape[:2])):
+        y, plane = torch.zeros_like(planes[n, c]), planes[n, c]
+        if own is not None:
+            y = y + own[n, c] * (plane - plane.mean()) / (plane.var(correction=0) + EPS).sqrt()
+        if pooled is not None:
+            mates = planes[:, c] if pool is None else planes[pool == pool[n], c]
+            mean, std = mates.mean(), (mates.var(correction=0) + EPS).sqrt()
+            z = (plane - mean) / std
+            if known is not None:
+                known_std = (known.var[c].double() + EPS).sqrt()
+                r = (std / known_std).detach().clamp(1 / known.r_max, known.r_max)
+                d = ((mean - known.mean[c].double()) / known_std).detach().clamp(-known.d_max, known.d_max)
+                z = z * r + d
+            y = y + pooled[n, c] * z
+        rows.append(y if bias is None else y + bias[n, c])
+    return torch.stack(rows).reshape(x.shape)
+
+
+def check(name: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, act: str, each: bool, rest: bool) -> None:
+    """Forward, moments and backward."""
+    x, g = make(shape, layout, dtype), make(shape, layout, dtype, seed=1)
+    r = make(shape, layout, dtype, seed=2) if rest else None
+    exact = dtype if dtype == torch.float64 else torch.float32
+    given, pool = weights(name, shape, each, exact), pool_of(name, shape[0])
+    (code, function), known = ACTS[act], known_of(name, shape[1], exact)
+    y, mean, var, pool_mean, pool_var = kernels.blend(x, *given, *pool, EPS, known, r, code)
+    leaves = [None if t is None else t.double().detach().clone().requires_grad_() for t in (x, *given, r)]
+    pre = naive(leaves[0], leaves[1:4], pool[0], known)
+    want = function(pre if r is None else pre + leaves[4])
+    close(y, want.detach(), TOLERANCE[dtype])
+    planes = x.double().reshape(*shape[:2], -1)
+    close(mean, planes.mean(2), TOLERANCE[exact])
+    close(var, planes.var(2, correction=0), TOLERANCE[exact])
+    for k in range(len(pool_mean)):
+        mates = planes if pool[0] is None else planes[pool[0] == k]
+        if len(mates):
+            close(pool_mean[k], mates.mean((0, 2)), TOLERANCE[exact])
+            close(pool_var[k], mates.var((0, 2), correction=0), TOLERANCE[exact])
+    extra = None if r is None or act == "none" else y if code.output_tells else r
+    found = kernels.blend_backward(g, x, mean, var, *given, *pool, EPS, known, extra, code)
+    wanted = torch.autograd.grad(want, [t for t in leaves if t is not None], g.double())
+    got = [d for d, t in zip((*found[:4], found[4]), leaves, strict=True) if t is not None]
+    for a, b in zip(got, wanted, strict=True):
+        if a.numel() or not b.numel():  # the residual's is g itself without an activation
+            close(a, b, 4 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("name", PARTS)
+def test_blends_in_float32(name, act):
+    for layout, each, rest in itertools.product(["contiguous", "channels last"], [False, True], [False, True]):
+        check(name, (5, 6, 5, 7), layout, torch.float32, act, each, rest)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 6), (3, 4, 1, 1), (1, 6, 9, 9), (7, 1, 9), (2, 12, 3, 4, 5), (2, 300, 6, 6)], ids=str
+)
+@pytest.mark.parametrize("name", PARTS)
+def test_any_shape(name, shape):
+    for layout in ("contiguous", "channels last"):
+        check(name, shape, layout, torch.float32, "none", True, False)
+
+
+@pytest.mark.parametrize("name", ["own", "pooled", "by name"])
+def test_a_tensor_that_two_threads_share(name):
+    for layout in ("contiguous", "channels last"):
+        check(name, (4, 6, 120, 110), layout, torch.float32, "relu", False, False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_is_understood(layout):
+    for name in PARTS:
+        check(name, (4, 6, 5, 7), layout, torch.float32, "relu", False, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", PARTS)
+def test_other_dtypes(name, dtype):
+    for layout, each in itertools.product(["contiguous", "channels last"], [False, True]):
+        check(name, (4, 34, 9, 13), layout, dtype, "silu", each, True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_a_large_mean_costs_no_digits(layout):
+    x, one = make((8, 6, 16, 16), layout, torch.float32) + 1e4, torch.ones(6)
+    y = kernels.blend(x, one, one, None, None, 1, EPS)[0]
+    want = naive(x.double(), [one.double(), one.double(), None], None, None)
+    assert (y - want).abs().max() < 2e-6 * want.abs().max()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_part(layout, poison):
+    x, g = make((4, 4, 6, 6), layout, torch.float32), make((4, 4, 6, 6), layout, torch.float32, seed=1)
+    x[1, :, 0, 0] = poison
+    own, pooled = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 1.0])
+    y, mean, var, *_ = kernels.blend(x, own, pooled, None, None, 1, EPS)
+    dx = kernels.blend_backward(g, x, mean, var, own, pooled, None, None, 1, EPS)[0]
+    for t in (y, dx):
+        bad = ~t.isfinite().all((2, 3))
+        assert bad[1].all()
+        assert bad[:, 2:].all()  # a channel of the batch
+        assert not bad[[0, 2, 3], :2].any()
+    rule = Mixture(EPS, own=True)
+    again = ops.reference(x, rule, (own, pooled, None))
+    torch.testing.assert_close(again, y, equal_nan=True)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_second_derivatives(residual):
+    x, r, own, pooled = (torch.randn(s, dtype=torch.float64) for s in [(3, 4, 3, 2), (3, 4, 3, 2), (3, 4), (4,)])
+    leaves = [t.requires_grad_() for t in (x, own, pooled)]
+    pool = torch.tensor([0, 1, 0])
+
+    def run(x, own, pooled):
+        rule, tail = Mixture(EPS, own=True, pool=pool, pools=2), Tail(r, kernels.SILU) if residual else NOTHING
+        y = ops.normalize(x, rule, (own, pooled, None), tail=tail)
+        assert type(y.grad_fn).__name__ == "_MixtureBackward"
+        return y
+
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+def test_the_rule_observes_the_pools():
+    x, seen = torch.randn(5, 4, 6, 6), []
+    for pool, pools in ((1, 1), (2, 1), (torch.tensor([0, 2, 2, 0, 0]), 3)):
+        rule = Mixture(EPS, pool=pool, pools=pools)
+        for mask in (None, torch.ones(6, 6, dtype=torch.bool)):  # in closed form, and by the table
+            with torch.no_grad():
+                ops.normalize(x, rule, (None, None, None), mask=mask, observe=seen.append)
+        whole, table = (t.pool(0) for t in seen[-2:])
+        torch.testing.assert_close(whole.mean, table.mean)
+        torch.testing.assert_close(whole.unbiased, table.unbiased)
+    torch.testing.assert_close(seen[-2].mean, seen[-1].mean)
+    assert seen[-2].mean[1].eq(0).all()  # a pool that nobody is in
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pool": torch.tensor([0, 1, 2]), "pools": 2}, "must be from 0 to 1, got 2"),
+        ({"pool": torch.tensor([0, -1, 0]), "pools": 2}, "must be from 0 to 1, got -1"),
+        ({"pool": torch.tensor([0, 1]), "pools": 2}, "one for each instance"),
+        ({"pool": None, "pools": 2}, "several pools need the pool of each instance"),
+        ({"own": torch.ones(5)}, "own must have 4 values, got 5"),
+        ({"own": torch.ones(3, 5)}, "own must have 4 values, got 15"),
+        ({"known": kernels.Known(torch.zeros(4), torch.ones(4), 1, 0), "pooled": None}, "known statistics need"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(change, message):
+    given = {"own": None, "pooled": torch.ones(4), "bias": None, "pool": None, "pools": 1, "eps": EPS, **change}
+    with pytest.raises(RuntimeError, match=message):
+        kernels.blend(torch.randn(3, 4, 5), **given)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_opcheck(name):
+    x, g = torch.randn(4, 6, 5), torch.randn(4, 6, 5)
+    given, pool, known = (
+        weights(name, (4, 6, 5), True, torch.float32),
+        pool_of(name, 4),
+        known_of(name, 6, torch.float32),
+    )
+    remembered = known or (None, None, 1.0, 0.0)
+    torch.library.opcheck(torch.ops.normwise.blend, (x, *given, *pool, EPS, *remembered, None, *kernels.NONE))
+    _, mean, var, *_ = kernels.blend(x, *given, *pool, EPS, known)
+    backward = (g, x, mean, var, *given, *pool, EPS, *remembered, None, *kernels.RELU, True)
+    torch.library.opcheck(torch.ops.normwise.blend_backward, backward)
