@@ -13,9 +13,9 @@ template <class A> struct Weights {
   double at(int64_t n, int64_t c) const { return data ? double(data[n * row + c]) : 0; }
 };
 
-// y = own * (x - m) / s + pooled * (r * (x - M) / S + d) + bias, s = sqrt(variance + eps). A weight of 0 leaves its part
-// out, so that NaN stays in the other. Without remembered statistics (one pool, C values) r is 1 and d is 0; else they
-// are batch renormalization's, constants to the gradient.
+// y = own * (x - m) / s + pooled * a * (r * (x - M) / S + d) + bias, s = sqrt(variance + eps). A weight of 0 leaves its
+// part out, so that NaN stays in the other. Without remembered statistics (one pool, C values) r is 1 and d is 0; else
+// they are batch renormalization's, constants to the gradient. a = sigmoid(gain * m + lift) (C values each), or 1.
 template <class A> struct Mixture {
   Weights<A> own, pooled, bias;
   const int64_t* pool;  // of each instance; null: all are in pool 0
@@ -23,10 +23,11 @@ template <class A> struct Mixture {
   double eps;
   const A *known_mean, *known_var;
   double r_max, d_max;
+  const A *gain, *lift;
 };
 
 // Gradients of the weights, laid out like them; null where there is no such weight.
-template <class A> struct WeightGrads { A *own, *pooled, *bias; };
+template <class A> struct WeightGrads { A *own, *pooled, *bias, *gain, *lift; };
 
 template <class T> class Blend {
   using A = Acc<T>;
@@ -35,14 +36,14 @@ template <class T> class Blend {
   Blend(Job<T>& job, const Shape& shape, const Mixture<A>& by)
       : job(job), shape(shape), by(by), regions{by.pooled.data != nullptr, shape.c}, whole(job, shape),
         size(shape.n * shape.c), coefficients(numbers<A>(5 * ((size + 15) / 16 * 16))),
-        sums(numbers<double>(4 * size + (7 * shape.c + 1) * by.pools)) {
+        sums(numbers<double>(5 * size + (7 * shape.c + 1) * by.pools)) {
     const int64_t step = (size + 15) / 16 * 16;
     A* table = coefficients.get();
     center = table, scale = table + step, shift = table + 2 * step, slope = table + 3 * step, offset = table + 4 * step;
     job.table = {center, scale, shift, slope, offset, shape.c};
-    mean = sums.get(), var = mean + size, first = var + size, second = first + size;
+    mean = sums.get(), var = mean + size, first = var + size, second = first + size, attention = second + size;
     const int64_t pooled = by.pools * shape.c;
-    pool_mean = second + size, pool_var = pool_mean + pooled, pool_rstd = pool_var + pooled;
+    pool_mean = attention + size, pool_var = pool_mean + pooled, pool_rstd = pool_var + pooled;
     ratio = pool_rstd + pooled, distance = ratio + pooled;
     pool_sum = distance + pooled, pool_product = pool_sum + pooled, share = pool_product + pooled;
     std::fill_n(share, by.pools, 0.0);
@@ -103,6 +104,18 @@ template <class T> class Blend {
   int64_t pool(int64_t n) const { return by.pool ? by.pool[n] : 0; }
   double rstd(int64_t at) const { return 1 / std::sqrt(var[at] + by.eps); }
 
+  // What the gradient of a plane's pooled weight, attention included, adds up to.
+  double pooled_product(int64_t k, int64_t at) const {
+    const double product = second[at] + (mean[at] - pool_mean[k]) * first[at];
+    return product * pool_rstd[k] * ratio[k] + first[at] * distance[k];
+  }
+
+  // The same of the attention's argument.
+  double attention_product(int64_t k, int64_t at) const {
+    const double weight = by.pooled.at(at / shape.c, at % shape.c);
+    return weight * pooled_product(k, at) * attention[at] * (1 - attention[at]);
+  }
+
   // f(instance, place in a table of pools, place in a table of planes)
   template <class F> void each(const Region& r, F f) const {
     for (int64_t n = r.n0; n < r.n1; ++n)
@@ -141,7 +154,8 @@ template <class T> class Blend {
     if (regions.batch) set_pools(r);
     each(r, [&](int64_t n, int64_t k, int64_t at) {
       const int64_t c = at - n * shape.c;
-      const double own = by.own.at(n, c), pooled = by.pooled.at(n, c);
+      attention[at] = by.gain ? 1 / (1 + std::exp(-double(by.gain[c]) * mean[at] - double(by.lift[c]))) : 1;
+      const double own = by.own.at(n, c), pooled = by.pooled.at(n, c) * attention[at];
       double factor = 0, level = by.bias.at(n, c);
       if (own != 0) factor += own * rstd(at);
       if (pooled != 0) {
@@ -158,7 +172,7 @@ template <class T> class Blend {
     if (regions.batch) {
       each_pool(r, [&](int64_t, int64_t i) { pool_sum[i] = pool_product[i] = 0; });
       each(r, [&](int64_t n, int64_t k, int64_t at) {
-        const double pooled = by.pooled.at(n, at - n * shape.c);
+        const double pooled = by.pooled.at(n, at - n * shape.c) * attention[at];
         if (pooled == 0) return;
         pool_sum[k] += pooled * first[at];
         pool_product[k] += pooled * (second[at] + (mean[at] - pool_mean[k]) * first[at]);
@@ -177,6 +191,7 @@ template <class T> class Blend {
         const double pool_steep = -part * factor * factor * pool_product[k];
         steep += pool_steep, level += pool_steep * (mean[at] - pool_mean[k]) - part * pool_sum[k];
       }
+      if (by.gain) level += double(by.gain[at - n * shape.c]) * attention_product(k, at) * each_value;
       slope[at] = A(steep), offset[at] = A(level);
     });
   }
@@ -184,10 +199,10 @@ template <class T> class Blend {
   void set_grads(const WeightGrads<A>& grads) const {
     add(by.own, grads.own, [&](int64_t, int64_t at) { return second[at] * rstd(at); });
     add(by.bias, grads.bias, [&](int64_t, int64_t at) { return first[at]; });
-    add(by.pooled, grads.pooled, [&](int64_t k, int64_t at) {
-      const double product = second[at] + (mean[at] - pool_mean[k]) * first[at];
-      return product * pool_rstd[k] * ratio[k] + first[at] * distance[k];
-    });
+    add(by.pooled, grads.pooled, [&](int64_t k, int64_t at) { return attention[at] * pooled_product(k, at); });
+    const Weights<A> shared{nullptr, 0};
+    add(shared, grads.gain, [&](int64_t k, int64_t at) { return mean[at] * attention_product(k, at); });
+    add(shared, grads.lift, [&](int64_t k, int64_t at) { return attention_product(k, at); });
   }
 
   // The gradient of one kind of weight, summed over instances where they share it.
@@ -212,6 +227,7 @@ template <class T> class Blend {
   Numbers<double> sums;
   A *center, *scale, *shift, *slope, *offset;
   double *mean, *var, *first, *second;  // N x C: moments, and sums of g and of g * (x - mean)
+  double* attention;                    // N x C
   double *pool_mean, *pool_var, *pool_rstd, *ratio, *distance, *pool_sum, *pool_product;  // pools x C
   double* share;  // of an instance in its pool
 };

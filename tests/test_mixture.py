@@ -1,6 +1,7 @@
 """Blends in closed form against naive arithmetic in float64, and against the same rule on the table of moments."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -13,21 +14,24 @@ from normwise.tail import NOTHING, Tail
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
 EPS = 0.1
-PARTS = {  # own, pooled, pool, number of pools, renormalized
-    "own": (True, False, None, 1, False),
-    "pooled": (False, True, None, 1, False),
-    "both": (True, True, None, 1, False),
-    "by name": (True, True, [1, 0, 3, 1], 4, False),
-    "renormalized": (False, True, None, 1, True),
+PARTS = {  # own, pooled, pool, number of pools, extra
+    "own": (True, False, None, 1, ""),
+    "pooled": (False, True, None, 1, ""),
+    "both": (True, True, None, 1, ""),
+    "by name": (True, True, [1, 0, 3, 1], 4, ""),
+    "renormalized": (False, True, None, 1, "known"),
+    "attentive": (True, True, [0, 1, 1, 0], 2, "attention"),
 }
+Weights = tuple[Tensor | None, Tensor | None, Tensor | None]
+Attention = tuple[Tensor | None, Tensor | None]
 
 
-def weights(name: str, shape: tuple[int, ...], each_plane: bool, dtype: torch.dtype) -> list[Tensor | None]:
+def weights(name: str, shape: tuple[int, ...], each_plane: bool, dtype: torch.dtype) -> Weights:
     """Own, pooled and bias: positive, zero and negative numbers."""
     own, pooled, *_ = PARTS[name]
     size = shape[:2] if each_plane else shape[1:2]
     tables = [torch.randn(size, dtype=torch.float64).round(decimals=1).to(dtype) for _ in range(3)]
-    return [tables[0] if own else None, tables[1] if pooled else None, tables[2]]
+    return tables[0] if own else None, tables[1] if pooled else None, tables[2]
 
 
 def pool_of(name: str, instances: int) -> tuple[Tensor | None, int]:
@@ -36,13 +40,25 @@ def pool_of(name: str, instances: int) -> tuple[Tensor | None, int]:
 
 
 def known_of(name: str, channels: int, dtype: torch.dtype) -> kernels.Known | None:
-    if not PARTS[name][-1]:
+    if PARTS[name][-1] != "known":
         return None
     mean, var = torch.linspace(-1, 3, channels, dtype=dtype), torch.linspace(0.1, 4, channels, dtype=dtype)
     return kernels.Known(mean, var, 1.5, 0.7)
 
 
-def naive(x: Tensor, given: list[Tensor | None], pool: Tensor | None, known: kernels.Known | None) -> Tensor:
+def attention_of(name: str, channels: int, dtype: torch.dtype) -> Attention:
+    if PARTS[name][-1] != "attention":
+        return None, None
+    return torch.linspace(-2, 3, channels, dtype=dtype), torch.linspace(1, -1, channels, dtype=dtype)
+
+
+def naive(
+    x: Tensor,
+    given: Weights,
+    pool: Tensor | None = None,
+    known: kernels.Known | None = None,
+    attention: Attention = (None, None),
+) -> Tensor:
     """One plane after the other, from the formula."""
     planes = x.reshape(*x.shape[:2], -1)
     own, pooled, bias = (None if t is None else t.expand(x.shape[:2]) for t in given)
@@ -60,7 +76,9 @@ def naive(x: Tensor, given: list[Tensor | None], pool: Tensor | None, known: ker
                 r = (std / known_std).detach().clamp(1 / known.r_max, known.r_max)
                 d = ((mean - known.mean[c].double()) / known_std).detach().clamp(-known.d_max, known.d_max)
                 z = z * r + d
-            y = y + pooled[n, c] * z
+            gain, lift = attention
+            turned = 1.0 if gain is None or lift is None else torch.sigmoid(gain[c] * plane.mean() + lift[c])
+            y = y + pooled[n, c] * turned * z
         rows.append(y if bias is None else y + bias[n, c])
     return torch.stack(rows).reshape(x.shape)
 
@@ -71,11 +89,13 @@ def check(name: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, ac
     r = make(shape, layout, dtype, seed=2) if rest else None
     exact = dtype if dtype == torch.float64 else torch.float32
     given, pool = weights(name, shape, each, exact), pool_of(name, shape[0])
-    (code, function), known = ACTS[act], known_of(name, shape[1], exact)
-    y, mean, var, pool_mean, pool_var = kernels.blend(x, *given, *pool, EPS, known, r, code)
-    leaves = [None if t is None else t.double().detach().clone().requires_grad_() for t in (x, *given, r)]
-    pre = naive(leaves[0], leaves[1:4], pool[0], known)
-    want = function(pre if r is None else pre + leaves[4])
+    (code, function), known, attention = ACTS[act], known_of(name, shape[1], exact), attention_of(name, shape[1], exact)
+    y, mean, var, pool_mean, pool_var = kernels.blend(x, *given, *pool, EPS, known, attention, r, code)
+    leaves: list[Any] = [
+        None if t is None else t.double().detach().clone().requires_grad_() for t in (x, *given, *attention, r)
+    ]
+    pre = naive(leaves[0], (leaves[1], leaves[2], leaves[3]), pool[0], known, (leaves[4], leaves[5]))
+    want = function(pre if r is None else pre + leaves[6])
     close(y, want.detach(), TOLERANCE[dtype])
     planes = x.double().reshape(*shape[:2], -1)
     close(mean, planes.mean(2), TOLERANCE[exact])
@@ -86,9 +106,9 @@ def check(name: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, ac
             close(pool_mean[k], mates.mean((0, 2)), TOLERANCE[exact])
             close(pool_var[k], mates.var((0, 2), correction=0), TOLERANCE[exact])
     extra = None if r is None or act == "none" else y if code.output_tells else r
-    found = kernels.blend_backward(g, x, mean, var, *given, *pool, EPS, known, extra, code)
+    found = kernels.blend_backward(g, x, mean, var, *given, *pool, EPS, known, attention, extra, code)
     wanted = torch.autograd.grad(want, [t for t in leaves if t is not None], g.double())
-    got = [d for d, t in zip((*found[:4], found[4]), leaves, strict=True) if t is not None]
+    got = [d for d, t in zip(found, leaves, strict=True) if t is not None]
     for a, b in zip(got, wanted, strict=True):
         if a.numel() or not b.numel():  # the residual's is g itself without an activation
             close(a, b, 4 * TOLERANCE[dtype])
@@ -133,7 +153,7 @@ def test_other_dtypes(name, dtype):
 def test_a_large_mean_costs_no_digits(layout):
     x, one = make((8, 6, 16, 16), layout, torch.float32) + 1e4, torch.ones(6)
     y = kernels.blend(x, one, one, None, None, 1, EPS)[0]
-    want = naive(x.double(), [one.double(), one.double(), None], None, None)
+    want = naive(x.double(), (one.double(), one.double(), None))
     assert (y - want).abs().max() < 2e-6 * want.abs().max()
 
 
@@ -157,13 +177,14 @@ def test_what_is_not_finite_stays_in_its_part(layout, poison):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_second_derivatives(residual):
-    x, r, own, pooled = (torch.randn(s, dtype=torch.float64) for s in [(3, 4, 3, 2), (3, 4, 3, 2), (3, 4), (4,)])
-    leaves = [t.requires_grad_() for t in (x, own, pooled)]
+    shapes = (3, 4, 3, 2), (3, 4, 3, 2), (3, 4), (4,), (4,), (4,)
+    x, r, own, pooled, gain, lift = (torch.randn(s, dtype=torch.float64) for s in shapes)
+    leaves = [t.requires_grad_() for t in (x, own, pooled, gain, lift)]
     pool = torch.tensor([0, 1, 0])
 
-    def run(x, own, pooled):
+    def run(x, own, pooled, gain, lift):
         rule, tail = Mixture(EPS, own=True, pool=pool, pools=2), Tail(r, kernels.SILU) if residual else NOTHING
-        y = ops.normalize(x, rule, (own, pooled, None), tail=tail)
+        y = ops.normalize(x, rule, (own, pooled, None, None, None, gain, lift), tail=tail)
         assert type(y.grad_fn).__name__ == "_MixtureBackward"
         return y
 
@@ -194,6 +215,7 @@ def test_the_rule_observes_the_pools():
         ({"pool": None, "pools": 2}, "several pools need the pool of each instance"),
         ({"own": torch.ones(5)}, "own must have 4 values, got 5"),
         ({"own": torch.ones(3, 5)}, "own must have 4 values, got 15"),
+        ({"attention": (torch.ones(4), None)}, "gain and lift come together"),
         ({"known": kernels.Known(torch.zeros(4), torch.ones(4), 1, 0), "pooled": None}, "known statistics need"),
     ],
     ids=str,
@@ -212,8 +234,8 @@ def test_opcheck(name):
         pool_of(name, 4),
         known_of(name, 6, torch.float32),
     )
-    remembered = known or (None, None, 1.0, 0.0)
+    remembered = *(known or (None, None, 1.0, 0.0)), *attention_of(name, 6, torch.float32)
     torch.library.opcheck(torch.ops.normwise.blend, (x, *given, *pool, EPS, *remembered, None, *kernels.NONE))
-    _, mean, var, *_ = kernels.blend(x, *given, *pool, EPS, known)
+    _, mean, var, *_ = kernels.blend(x, *given, *pool, EPS, known, attention_of(name, 6, torch.float32))
     backward = (g, x, mean, var, *given, *pool, EPS, *remembered, None, *kernels.RELU, True)
     torch.library.opcheck(torch.ops.normwise.blend_backward, backward)

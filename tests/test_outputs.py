@@ -124,6 +124,25 @@ def test_a_small_example_may_move_as_far_as_its_own_rounding_moves_it() -> None:
     assert "the last digit of the example alone moves them by" in notes[-1]
 
 
+def test_a_network_may_move_as_far_as_rounding_moves_it_in_evaluation_too() -> None:
+    class Steep(nn.Module):
+        """Multiplies what rounding leaves of a difference."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e6 * torch.sin(1e4 * F.relu(self.norm(x)))
+
+    model = Steep()
+    model.train()(image())
+    notes = nw.accelerate(model, image()).notes
+    assert "in evaluation the outputs of the example moved by" in notes[0]
+    assert "the last digit of the example alone moves them by" in notes[0]
+    assert "larger one" not in notes[0]
+
+
 def test_an_example_of_one_value_is_compared_in_evaluation_only() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
     plan = nw.accelerate(model, torch.randn(1, 3))

@@ -100,7 +100,7 @@ def test_fixed_statistics_have_first_and_second_derivatives() -> None:
     given = torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64) + 0.5
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y, *statistics = plain.batch_norm(x, weight, bias, 1e-5, given)
+        y, (*statistics, _) = plain.batch_norm(x, weight, bias, 1e-5, given)
         assert is_native(y)
         assert all(a is b for a, b in zip(statistics, given, strict=True))
         return y
@@ -229,6 +229,19 @@ def test_what_pytorch_refuses_is_refused(norm: str) -> None:
         ours(norm, torch.ones(1, 6, 1, 1) if norm != "group" else torch.ones(1, 2, 1, 1))
 
 
+def test_no_groups_are_refused_and_not_taken_for_batch_norm() -> None:
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        functional.group_norm(sample(), 0)
+
+
+def test_one_value_of_one_instance_is_refused_where_pytorch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "_suits_pytorch", lambda *_: True)
+    x = sample()
+    torch.testing.assert_close(ours("group", x), theirs("group", x))
+    with pytest.raises(ValueError, match="Expected more than 1"):
+        ours("group", torch.ones(1, 2, 1, 1))
+
+
 @every_norm
 def test_nan_stays_where_mathematics_leaves_it(norm: str) -> None:
     x = sample()
@@ -271,7 +284,8 @@ def test_where_pytorch_is_as_fast_it_is_asked(monkeypatch: pytest.MonkeyPatch) -
     assert [ask(torch.randn(4, 64, 3, 3, dtype=dtype), 64) for dtype in (torch.float32, torch.float16)] == [False, True]
     with torch.no_grad():
         assert [ask(x, 0), ask(x, 4), ask(x, 32)] == [True, False, True]
-    assert not plain.native(x, None, None, 0, (torch.zeros(32), torch.ones(32)))
+    running = torch.zeros(32), torch.ones(32)
+    assert [plain.native(x, None, None, groups, running) for groups in (0, 32)] == [False, True]
     assert [ask(large, 0), ask(large, 4), ask(large, 32)] == [True, True, True]
     assert ask(x.contiguous(memory_format=torch.channels_last), 4)  # PyTorch's errs there
     assert not ask(torch.randn(64, 512), 0)

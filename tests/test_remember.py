@@ -43,6 +43,16 @@ def test_a_batch_moves_it_as_plain_pytorch_does(monkeypatch, shape, dtype, momen
         torch.testing.assert_close(found, wanted, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_variance_is_made_unbiased_on_the_way(dtype):
+    given = memory(3, 5, dtype=dtype)
+    new = torch.randn(3, 5, dtype=dtype), torch.rand(3, 5, dtype=dtype)
+    found, wanted = [t.clone() for t in given], [t.clone() for t in given]
+    assert kernels.remember(*found, *new, 0.1, 8 / 7)  # pyright: ignore
+    assert kernels.remember(*wanted, new[0], new[1] * (8 / 7), 0.1)  # pyright: ignore
+    torch.testing.assert_close(found, wanted, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0)
+
+
 @pytest.mark.parametrize("bad", BAD)
 def test_only_the_memory_that_met_it_leaves_a_batch_out(monkeypatch, bad):
     torch.manual_seed(0)

@@ -55,6 +55,18 @@ def test_where_that_matches_nothing(last: str, tmp_path: Path, capsys: pytest.Ca
     assert not out.exists()
 
 
+def test_a_mapping_that_matches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert swap(tmp_path, '{"stage1.*": "group:2", "x": "instance"}', "-o", str(out)) == 2
+    assert capsys.readouterr().err == (
+        "normwise: swap: the mapping's 'stage1.*', 'x' matches no normalization layer, known are: '0.1', '1.1', '2.1', "
+        "'3.1', '4.1' and 2 more; give such a path, or a pattern for several such as 'layer1.*'.\n"
+    )
+    assert not out.exists()
+    assert swap(tmp_path, '{"stage1.*": "group:2", "0.1": "keep"}', "--dry-run") == 0
+    assert "pattern 'stage1.*' matches no normalization layer" in capsys.readouterr().out
+
+
 def test_no_folder_to_write_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert swap(tmp_path, "group:2") == 2
     assert "give -o FOLDER, or --dry-run to see the plan only" in capsys.readouterr().err
@@ -68,3 +80,16 @@ def test_where_that_matches_nothing_in_python() -> None:
     plan = nw.swap(model, "group:2", where=["nowhere", "0.1"])
     assert [change.path for change in plan.changes] == ["0.1"]
     assert plan.notes == ("pattern 'nowhere' matches no normalization layer; the first is at '0.1'.",)
+
+
+def test_a_mapping_that_matches_nothing_in_python() -> None:
+    model = nn.Sequential(plain(), plain())
+    with (
+        untouched(model),
+        pytest.raises(UsageError, match=r"swap: the mapping's '7' matches .*'0.1', '0.4', '1.1', '1"),
+    ):
+        nw.swap(model, {"7": "group:2"})
+    message = r"the mapping's '1\.\*' matches no normalization layer of where='0\.\*', known are: '0.1', '0.4'; "
+    with untouched(model), pytest.raises(UsageError, match=message):
+        nw.swap(model, {"1.*": "group:2"}, where="0.*")
+    assert not nw.swap(model, {"7": "group:2"}, where=[]).changes

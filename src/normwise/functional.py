@@ -61,7 +61,7 @@ def batch_norm(
         return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     y, mean, var = plain.closed_form(input, weight, bias, 0, eps, None if training else running)
     if training and running is not None:
-        _move(running, mean, plain.unbiased(var, input.numel() // input.shape[1]), momentum)
+        _move(running, mean, var * plain.unbiasing(input.numel() // input.shape[1]), momentum)
     return y
 
 
@@ -107,7 +107,7 @@ def instance_norm(
         return plain.keep_layout(y, input)
     y, mean, var = plain.closed_form(input, weight, bias, input.shape[1], eps)
     if running is not None:
-        _move(running, mean.mean(0), plain.unbiased(var.mean(0), input.shape[2:].numel()), momentum)
+        _move(running, mean.mean(0), var.mean(0) * plain.unbiasing(input.shape[2:].numel()), momentum)
     return y
 
 

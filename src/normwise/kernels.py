@@ -1,6 +1,5 @@
 """The native kernels as thin functions; `available()` says whether they were built."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from warnings import warn
@@ -8,6 +7,8 @@ from warnings import warn
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+
+from normwise.fakes import FAKES
 
 _OPS = torch.ops.normwise
 _UNKNOWN = None, None, 1.0, 0.0  # no remembered statistics
@@ -170,6 +171,7 @@ def blend(
     pools: int,
     eps: float,
     known: Known | None = None,
+    attention: tuple[Tensor | None, Tensor | None] = (None, None),
     residual: Tensor | None = None,
     act: Act = NONE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -177,9 +179,10 @@ def blend(
 
     m and s are a plane's own mean and deviation, M and S those of its channel over the instances of the same
     `pool` (N,), one of `pools`; None: all. Weights have shape (C,) or (N, C); None and 0 leave their part out.
-    `known`, for one pool: `(x - M) / S` is corrected as by batch renormalization.
+    `known`, for one pool: `(x - M) / S` is corrected as by batch renormalization. `attention`, gain and lift (C,):
+    pooled is multiplied by `sigmoid(gain * m + lift)`.
     """
-    return _OPS.blend.default(x, own, pooled, bias, pool, pools, eps, *(known or _UNKNOWN), residual, *act)
+    return _OPS.blend.default(x, own, pooled, bias, pool, pools, eps, *(known or _UNKNOWN), *attention, residual, *act)
 
 
 def blend_backward(
@@ -194,14 +197,15 @@ def blend_backward(
     pools: int,
     eps: float,
     known: Known | None = None,
+    attention: tuple[Tensor | None, Tensor | None] = (None, None),
     extra: Tensor | None = None,
     act: Act = NONE,
     need_input: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input, own, pooled, bias (empty where it is None) and residual (empty without `extra`)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, own, pooled, bias, gain, lift (each empty where there is none) and residual (see `norm`)."""
     remembered = known or _UNKNOWN
     return _OPS.blend_backward.default(
-        g, x, mean, var, own, pooled, bias, pool, pools, eps, *remembered, extra, *act, need_input
+        g, x, mean, var, own, pooled, bias, pool, pools, eps, *remembered, *attention, extra, *act, need_input
     )
 
 
@@ -213,10 +217,12 @@ def remember(
     new_mean: Tensor,
     new_var: Tensor,
     momentum: float | None,
+    unbiasing: float = 1.0,
 ) -> bool:
     """Moves running statistics (C,), or (K, C) with K counts, on by one batch, in place; False where it cannot.
 
-    A memory that meets inf or NaN stays as it is and is counted in `skipped`.
+    What the variance moves to is `new_var * unbiasing`. A memory that meets inf or NaN stays as it is and is
+    counted in `skipped`.
     """
     dtype = mean.dtype
     if not (_LOADED and mean.is_cpu and new_mean.dtype == dtype and new_var.dtype == dtype and seen.is_cpu):
@@ -226,6 +232,7 @@ def remember(
     given = mean, var, seen, new_mean, new_var
     if not all([type(t) is Tensor and t.is_contiguous() for t in given]) or new_mean.requires_grad:
         return False
+    new_var = new_var if unbiasing == 1 else new_var * unbiasing
     _OPS.remember.default(mean, var, seen, skipped, new_mean, new_var, momentum)
     increment_version((mean, var, seen))
     return True
@@ -243,12 +250,12 @@ def _load() -> bool:
             torch.ops.load_library(path)
     except OSError as error:
         return _unusable(f"cannot be loaded ({error.__cause__ or error})")
-    missing = [name for name in _FAKES if not hasattr(_OPS, name)]
-    if len(missing) == len(_FAKES):
+    missing = [name for name in FAKES if not hasattr(_OPS, name)]
+    if len(missing) == len(FAKES):
         return False
     if missing:
         return _unusable(f"are older than the code (no {missing[0]})")
-    for name, fake in _FAKES.items():
+    for name, fake in FAKES.items():
         torch.library.register_fake(f"normwise::{name}")(fake)
     return True
 
@@ -262,133 +269,4 @@ def _unusable(why: str) -> bool:
     return False
 
 
-def _fake_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _table(x, x.shape[:2]), _table(x, x.shape[:2])
-
-
-def _fake_scale_shift(x: Tensor, *others: object) -> Tensor:
-    return _like(x)
-
-
-def _fake_reduce_grad(g: Tensor, x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
-    return _table(x, x.shape[:2]), _table(x, x.shape[:2])
-
-
-def _fake_apply_grad(
-    g: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    slope: Tensor,
-    offset: Tensor,
-    center: object,
-    shift: object,
-    extra: Tensor | None,
-    *others: object,
-) -> tuple[Tensor, Tensor]:
-    return _like(x), x.new_empty(0) if extra is None else _like(x)
-
-
-def _fake_norm(
-    x: Tensor,
-    weight: object,
-    bias: object,
-    mean: Tensor | None,
-    var: object,
-    residual: object,
-    groups: int,
-    *others: object,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (0,) if mean is not None else (x.shape[0], groups) if groups else (x.shape[1],)
-    return _like(x), _table(x, shape), _table(x, shape)
-
-
-def _fake_backward(
-    g: Tensor,
-    x: Tensor,
-    mean: object,
-    var: object,
-    weight: object,
-    bias: object,
-    extra: Tensor | None,
-    groups: int,
-    eps: float,
-    act: int,
-    low: float,
-    high: float,
-    fixed: bool,
-    need_input: bool,
-    floor: Tensor | None = None,
-    about_zero: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx = _like(x) if need_input else x.new_empty(0)
-    residual = _like(x) if extra is not None and need_input else x.new_empty(0)
-    learned = _table(x, x.shape[1:2]), _table(x, x.shape[1:2])
-    return dx, *learned, residual, _table(x, (0,) if floor is None else x.shape[1:2])
-
-
-def _fake_blend(
-    x: Tensor, own: object, pooled: object, bias: object, pool: object, pools: int, *others: object
-) -> tuple[Tensor, ...]:
-    shapes = *[x.shape[:2]] * 2, *[(0 if pooled is None else pools, x.shape[1])] * 2
-    return _like(x), *(_table(x, shape) for shape in shapes)
-
-
-def _fake_blend_backward(
-    g: Tensor,
-    x: Tensor,
-    mean: object,
-    var: object,
-    own: Tensor | None,
-    pooled: Tensor | None,
-    bias: Tensor | None,
-    pool: object,
-    pools: int,
-    eps: float,
-    known_mean: object,
-    known_var: object,
-    r_max: float,
-    d_max: float,
-    extra: Tensor | None,
-    act: int,
-    low: float,
-    high: float,
-    need_input: bool,
-) -> tuple[Tensor, ...]:
-    dx = _like(x) if need_input else x.new_empty(0)
-    residual = _like(x) if extra is not None and need_input else x.new_empty(0)
-    weights = (_table(x, (0,) if t is None else t.shape) for t in (own, pooled, bias))
-    return dx, *weights, residual
-
-
-def _table(x: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _like(x: Tensor) -> Tensor:
-    """A new tensor as the kernels lay it out: like x where dense, else packed, channels last if x is so."""
-    strides, (n, c) = x.stride(), x.shape[:2]
-    sides = [(size, step) for size, step in zip(x.shape[2:], strides[2:], strict=True) if size != 1]
-    regular = all(a[1] == b[0] * b[1] for a, b in pairwise(sides))
-    s, step = x.shape[2:].numel(), sides[-1][1] if sides else 1
-    is_planes = regular and s > 1 and step == 1
-    is_rows = regular and not is_planes and (c == 1 or strides[1] == 1) and step > 0
-    packed = (s == 1 or step == c) if is_rows else (c == 1 or strides[1] == s)
-    if (is_planes or is_rows) and packed and (n == 1 or strides[0] == c * s):
-        return x.new_empty_strided(x.shape, strides)
-    if is_rows:
-        return x.new_empty((n, *x.shape[2:], c)).movedim(-1, 1)
-    return x.new_empty(x.shape)
-
-
-_FAKES = {
-    "moments": _fake_moments,
-    "scale_shift": _fake_scale_shift,
-    "reduce_grad": _fake_reduce_grad,
-    "apply_grad": _fake_apply_grad,
-    "norm": _fake_norm,
-    "norm_backward": _fake_backward,
-    "blend": _fake_blend,
-    "blend_backward": _fake_blend_backward,
-    "remember": lambda *args: None,
-}
 _LOADED = _load()

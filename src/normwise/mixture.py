@@ -20,7 +20,8 @@ class Mixture(NamedTuple):
     `own` and `pooled` say which parts there are; their tensors, and bias, have shape (C,) or (N, C), and
     None is 1 (for bias 0). `pool` is the pool of each instance, of `pools`, or the number of consecutive
     chunks, as equal as can be. With `known` the pooled part is batch renormalization's. With the remembered
-    `mean` and `var`, which broadcast to (N, C), they stand for the pool's.
+    `mean` and `var`, which broadcast to (N, C), they stand for the pool's. With `gain` and `lift`, of shape
+    (C,), the pooled weight is multiplied by `sigmoid(gain * m + lift)`.
 
     >>> batch, table = Mixture(eps=1e-5), Moments(torch.zeros(2, 3), torch.ones(2, 3), 16)
     >>> batch(table, None, None, None).scale.shape
@@ -42,6 +43,8 @@ class Mixture(NamedTuple):
         bias: Tensor | None,
         mean: Tensor | None = None,
         var: Tensor | None = None,
+        gain: Tensor | None = None,
+        lift: Tensor | None = None,
     ) -> Affine:
         if not self.pooled:
             return standardize(table, self.eps).learned(own, bias)
@@ -50,6 +53,8 @@ class Mixture(NamedTuple):
         if self.known is not None:
             part = _renormalized(part, shared, self.known, self.eps)
         part = part.learned(pooled, None)
+        if gain is not None and lift is not None:
+            part = part.learned(torch.sigmoid(table.mean * gain + lift), None)
         if self.own:
             itself = standardize(_used(table, own), self.eps).learned(own, None)
             moved = (itself.center - part.center) * part.scale + part.shift
@@ -60,13 +65,13 @@ class Mixture(NamedTuple):
         self, x: Tensor, tensors: Sequence[Tensor | None], observe: Observe | None, tail: Tail
     ) -> Tensor | None:
         """The whole in one call each way; None where the pool's statistics are given, or x is not for the kernels."""
-        own, pooled, bias, *given = tensors
-        if any(t is not None for t in given) or not x.numel():
+        own, pooled, bias, mean, _, gain, lift = (*tensors, *[None] * (7 - len(tensors)))
+        if mean is not None or not x.numel():
             return None
         if torch.is_grad_enabled():
-            return _Mixture.apply(x, own, pooled, bias, *tail, self, observe)
+            return _Mixture.apply(x, own, pooled, bias, gain, lift, *tail, self, observe)
         weights, pool = self._weights(x, own, pooled), self._pool(x)
-        y, *moments = kernels.blend(x, *weights, bias, *pool, self.eps, self.known, *tail)
+        y, *moments = kernels.blend(x, *weights, bias, *pool, self.eps, self.known, (gain, lift), *tail)
         _observe(x, moments, pool, observe)
         return y
 
@@ -148,15 +153,17 @@ class _Mixture(torch.autograd.Function):
         own: Tensor | None,
         pooled: Tensor | None,
         bias: Tensor | None,
+        gain: Tensor | None,
+        lift: Tensor | None,
         residual: Tensor | None,
         act: kernels.Act,
         rule: Mixture,
         observe: Observe | None,
     ) -> Tensor:
         weights, pool, tail = rule._weights(x, own, pooled), rule._pool(x), Tail(residual, act)
-        y, *moments = kernels.blend(x, *weights, bias, *pool, rule.eps, rule.known, *tail)
+        y, *moments = kernels.blend(x, *weights, bias, *pool, rule.eps, rule.known, (gain, lift), *tail)
         _observe(x, moments, pool, observe)
-        ctx.save_for_backward(x, tail.kept(y), *moments[:2], own, pooled, bias)
+        ctx.save_for_backward(x, tail.kept(y), *moments[:2], own, pooled, bias, gain, lift)
         ctx.rule, ctx.act = rule, act
         return y
 
@@ -164,16 +171,18 @@ class _Mixture(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, extra, mean, var, *tensors), g = ctx.saved_tensors, grads[0]
         rule: Mixture = ctx.rule
-        need_x, *needs, need_residual = ctx.needs_input_grad[:5]
+        need_x, *needs, need_residual = ctx.needs_input_grad[:7]
         if torch.is_grad_enabled() or ops.tracing():  # second derivatives are wanted, or many gradients at once
-            dx, behind, *rest = ops.reference_grads(g, x, None, extra, tensors, rule, ctx.act, need_residual)
+            given = *tensors[:3], None, None, *tensors[3:]  # without remembered statistics
+            dx, behind, *rest = ops.reference_grads(g, x, None, extra, given, rule, ctx.act, need_residual)
+            del rest[3:5]
             return dx, *rest, behind, *_FIXED
-        own, pooled, bias = tensors
+        own, pooled, bias, gain, lift = tensors
         through = need_residual and ctx.act == kernels.NONE  # the gradient of the residual is g itself
         need_input = need_x or (need_residual and not through)
         weights, (pool, pools) = rule._weights(x, own, pooled), rule._pool(x)
         dx, *rest, behind = kernels.blend_backward(
-            g, x, mean, var, *weights, bias, pool, pools, rule.eps, rule.known, extra, ctx.act, need_input
+            g, x, mean, var, *weights, bias, pool, pools, rule.eps, rule.known, (gain, lift), extra, ctx.act, need_input
         )
         rest = [convert(d, t.dtype) if need else None for d, t, need in zip(rest, tensors, needs, strict=True)]
         return dx if need_x else None, *rest, (g if through else behind) if need_residual else None, *_FIXED

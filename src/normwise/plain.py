@@ -12,6 +12,7 @@ from normwise.table import convert, wide
 from normwise.tail import NOTHING, Tail, again
 
 Statistics = tuple[Tensor, Tensor]
+Observed = tuple[Tensor, Tensor, float]  # mean, variance, and what it is multiplied by to become the unbiased one
 _TYPES = (Tensor, torch.nn.Parameter)
 SMALL = 1 << 15  # values: up to here a call costs more than the arithmetic, and PyTorch's calls cost less
 
@@ -23,22 +24,22 @@ def batch_norm(
     eps: float,
     statistics: Statistics | None = None,
     tail: Tail = NOTHING,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm and its tail; also the batch's mean and unbiased variance, or back the given `statistics`.
+) -> tuple[Tensor, Observed]:
+    """Batch norm and its tail; also what was observed in the batch, or the given `statistics`.
 
-    >>> y, mean, var = batch_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5)
+    >>> y, (mean, var, factor) = batch_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5)
     >>> y.shape, mean.shape, var.shape
     (torch.Size([4, 3, 8, 8]), torch.Size([3]), torch.Size([3]))
     """
     if native(x, weight, bias, 0, statistics, tail):
         y, mean, var = closed_form(x, weight, bias, 0, eps, statistics, tail)
-        return (y, mean, unbiased(var, x.numel() // x.shape[1])) if statistics is None else (y, *statistics)
+        return y, (mean, var, unbiasing(x.numel() // x.shape[1])) if statistics is None else (*statistics, 1.0)
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
     if statistics is not None:
-        return tail(_batch_norm(x, weight, bias, eps, statistics)), *statistics
+        return tail(_batch_norm(x, weight, bias, eps, statistics)), (*statistics, 1.0)
     # temporaries: with momentum 1 they become the batch's own mean and unbiased variance
     mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
-    return tail(F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)), mean, var
+    return tail(F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)), (mean, var, 1.0)
 
 
 def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, tail: Tail = NOTHING) -> Tensor:
@@ -55,19 +56,19 @@ def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
 
 def observed_instance_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, tail: Tail = NOTHING
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Instance norm; also gives mean and unbiased variance of an instance, averaged over the batch.
+) -> tuple[Tensor, Observed]:
+    """Instance norm; also gives mean and variance of an instance, averaged over the batch.
 
-    >>> y, mean, var = observed_instance_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5)
+    >>> y, (mean, var, factor) = observed_instance_norm(torch.randn(4, 3, 8, 8), None, None, eps=1e-5)
     >>> mean.shape, var.shape
     (torch.Size([3]), torch.Size([3]))
     """
     if native(x, weight, bias, x.shape[1]):
         y, mean, var = closed_form(x, weight, bias, x.shape[1], eps, None, tail)
-        return y, mean.mean(0), unbiased(var.mean(0), x.shape[2:].numel())
+        return y, (mean.mean(0), var.mean(0), unbiasing(x.shape[2:].numel()))
     weight, bias = (convert(t, wide(x.dtype)) for t in (weight, bias))
     mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
-    return tail(_instance_norm(x, mean, var, weight, bias, eps)), mean, var
+    return tail(_instance_norm(x, mean, var, weight, bias, eps)), (mean, var, 1.0)
 
 
 def group_norm(
@@ -78,9 +79,14 @@ def group_norm(
     >>> group_norm(torch.randn(4, 6, 8, 8), 2, None, None, eps=1e-5).shape
     torch.Size([4, 6, 8, 8])
     """
-    if native(x, weight, bias, groups, tail=tail):
+    known = groups > 0 and not tracing() and understood(x)
+    if known and x.numel() > groups and _suits_pytorch(x, groups, False, tail):
+        y = torch.group_norm(x, groups, weight, bias, eps)  # F.group_norm would ask again what is known here
+    elif known and _readable(x, weight, bias, groups, None):
         return closed_form(x, weight, bias, groups, eps, None, tail)[0]
-    return tail(_group_norm(x, groups, weight, bias, eps))
+    else:
+        y = _group_norm(x, groups, weight, bias, eps)
+    return y if tail is NOTHING else tail(y)
 
 
 def native(
@@ -92,17 +98,9 @@ def native(
     tail: Tail = NOTHING,
 ) -> bool:
     """Says whether the kernels take this call (0 groups: batch norm); what PyTorch would refuse they leave to it."""
-    if tracing() or not understood(x) or _suits_pytorch(x, groups, statistics is not None, tail):
+    if tracing() or not understood(x) or _suits_pytorch(x, groups, statistics is not None and not groups, tail):
         return False
-    channels = x.shape[1]
-    if x.numel() <= (x.shape[0] * groups or channels) or (groups and channels % groups):
-        return False
-    for t in (weight, bias, *(statistics or ())):
-        if t is not None and not _fits(t, x, channels):
-            return False
-    if statistics is not None and (statistics[0].requires_grad or statistics[1].requires_grad):
-        return False
-    return weight is None or bias is None or weight.dtype == bias.dtype
+    return _readable(x, weight, bias, groups, statistics)
 
 
 def closed_form(
@@ -117,12 +115,15 @@ def closed_form(
     """What `native` said the kernels take: the output, and mean and biased variance as `kernels.norm` gives them."""
     if not torch.is_grad_enabled():
         return kernels.norm(x, weight, bias, groups, eps, statistics, *tail)
-    return _Norm.apply(x, weight, bias, tail.residual, statistics, tail.act, groups, eps)
+    observed: list[Tensor] = []  # beside the node, where outputs without a gradient would cost time
+    y = _Norm.apply(x, weight, bias, tail.residual, statistics, tail, groups, eps, observed)
+    mean, var = observed
+    return y, mean, var
 
 
-def unbiased(var: Tensor, number: int) -> Tensor:
-    """The variance of `number` values divided by number - 1."""
-    return var * (number / (number - 1))
+def unbiasing(number: int) -> float:
+    """What the biased variance of `number` values is multiplied by to become the unbiased one."""
+    return number / (number - 1)
 
 
 def keep_layout(y: Tensor, like: Tensor) -> Tensor:
@@ -143,22 +144,20 @@ class _Norm(torch.autograd.Function):
         bias: Any,
         residual: Any,
         statistics: Statistics | None,
-        act: kernels.Act,
+        tail: Tail,
         groups: int,
         eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean, var = kernels.norm(x, weight, bias, groups, eps, statistics, residual, act)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(mean, var)
-        ctx.save_for_backward(x, weight, bias, Tail(residual, act).kept(y), *(statistics or (mean, var)))
-        ctx.fixed, ctx.act, ctx.groups, ctx.eps = statistics is not None, act, groups, eps
-        return y, mean, var
+        observed: list[Tensor],
+    ) -> Tensor:
+        y, mean, var = kernels.norm(x, weight, bias, groups, eps, statistics, *tail)
+        ctx.save_for_backward(x, weight, bias, tail.kept(y), *(statistics or (mean, var)))
+        ctx.fixed, ctx.act, ctx.groups, ctx.eps = statistics is not None, tail.act, groups, eps
+        observed += mean, var
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         g, needs = grads[0], ctx.needs_input_grad[:4]
-        if g is None:
-            return (None,) * 8
         if torch.is_grad_enabled() or tracing():  # second derivatives are wanted, or many gradients at once
             return *_reference_grads(g, ctx, needs), *_FIXED
         x, weight, bias, extra, mean, var = ctx.saved_tensors
@@ -176,7 +175,7 @@ class _Norm(torch.autograd.Function):
         )
 
 
-_FIXED = (None,) * 4  # arguments of the node behind its tensors
+_FIXED = (None,) * 5  # arguments of the node behind its tensors
 
 
 @torch.enable_grad()
@@ -237,6 +236,21 @@ def _suits_pytorch(x: Tensor, groups: int, fixed: bool, tail: Tail) -> bool:
     return few and exact and _is_plain(x)
 
 
+def _readable(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, statistics: Statistics | None
+) -> bool:
+    """True where there is something to normalize, and all tensors are such as the kernels read."""
+    channels = x.shape[1]
+    if x.numel() <= (x.shape[0] * groups if groups else channels) or (groups and channels % groups):
+        return False
+    for t in (weight, bias, *(statistics or ())):
+        if t is not None and not _fits(t, x, channels):
+            return False
+    if statistics is not None and (statistics[0].requires_grad or statistics[1].requires_grad):
+        return False
+    return weight is None or bias is None or weight.dtype == bias.dtype
+
+
 def _fits(t: Tensor, x: Tensor, channels: int) -> bool:
     known = type(t) in _TYPES and t.is_cpu and (t.dtype == x.dtype or t.dtype == wide(x.dtype))
     return known and t.shape == (channels,)
@@ -246,4 +260,5 @@ def _is_plain(x: Tensor) -> bool:
     """True where PyTorch takes its contiguous kernel: it goes by strides, axes of size 1 included."""
     if x.dim() not in (4, 5) or transformed():  # vmap knows no memory formats
         return True
-    return x.is_contiguous() and x.stride(-1) == 1 and x.stride(1) == x.shape[2:].numel()
+    strides = x.stride()
+    return x.is_contiguous() and strides[-1] == 1 and strides[1] == x.shape[2:].numel()

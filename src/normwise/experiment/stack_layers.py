@@ -86,8 +86,8 @@ class ManyMemories(Running):
 
     members = 1
 
-    def remember(self, mean: Tensor, unbiased_var: Tensor, *rest: Any) -> None:
-        super().remember(self._apart(mean), self._apart(unbiased_var), *rest)
+    def remember(self, mean: Tensor, var: Tensor, *rest: Any) -> None:
+        super().remember(self._apart(mean), self._apart(var), *rest)
 
     def memory(self) -> Memory:
         mean, var, seen, pool = super().memory()
@@ -100,10 +100,10 @@ class ManyMemories(Running):
 class PlainMemories(Running):
     """Running statistics as PyTorch's own norm keeps them: a batch that is not finite counts too."""
 
-    def remember(self, mean: Tensor, unbiased_var: Tensor, *rest: Any) -> None:
+    def remember(self, mean: Tensor, var: Tensor, count: Any, present: Any = None, unbiasing: float = 1.0) -> None:
         memory, momentum = self.memory(), cast(float, self.momentum)
         memory.mean.lerp_(mean, momentum)
-        memory.var.lerp_(unbiased_var, momentum)
+        memory.var.lerp_(var * unbiasing, momentum)
         memory.seen.add_(1)
 
 

@@ -116,14 +116,13 @@ def leaf(module: nn.Module, x: Any, *rest: Any) -> Any:
 
 def check_input(module: nn.Module, x: Tensor, num_features: int, mask: Tensor | None) -> None:
     """Channels on axis 1, floating point, a mask that fits."""
-    name = type(module).__name__
     if x.shape[1] != num_features:
         raise ValueError(
-            f"{name}: x must have {num_features} channels on axis 1, got shape {tuple(x.shape)}; "
+            f"{type(module).__name__}: x must have {num_features} channels on axis 1, got shape {tuple(x.shape)}; "
             f"build it with num_features={x.shape[1]} or move the channel axis to 1."
         )
     if not x.is_floating_point():
-        raise ValueError(f"{name}: x must be floating point, got {x.dtype}; call x.float() first.")
+        raise ValueError(f"{type(module).__name__}: x must be floating point, got {x.dtype}; call x.float() first.")
     if mask is not None:
         align(mask, x)
 

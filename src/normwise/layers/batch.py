@@ -66,17 +66,18 @@ def batch_norm(norm: Running, x: Tensor, mask: Tensor | None, tail: Tail = NOTHI
     """Batch norm with the weights and the memory of a norm, which moves in training."""
     mean, var = norm.remembered()
     blended = mean is not None and norm.mix > 0 and not norm.training
-    teaches = ops.tracing() or x.numel() > 0  # PyTorch takes a batch of nothing, and counts it
-    if (mean is None or (blended and norm.mix == 1)) and (teaches or mask is not None):
+    plenty = mask is None and not ops.tracing() and x.numel() > 2 * x.shape[1]
+    teaches = plenty or ops.tracing() or x.numel() > 0  # PyTorch takes a batch of nothing, and counts it
+    if not plenty and (mean is None or (blended and norm.mix == 1)) and (teaches or mask is not None):
         check_batch(norm, x, mask)
     if mask is not None or blended:
         rule = partial(_rule, eps=norm.eps, mix=norm.mix if blended else 0.0)
         tensors = norm.weight, norm.bias, mean, var
         return ops.normalize(x, rule, tensors, mask=mask, observe=norm.observe, tail=tail)
     statistics = None if mean is None or var is None else (mean, var)
-    y, mean, var = plain.batch_norm(x, norm.weight, norm.bias, norm.eps, statistics, tail)
+    y, (mean, var, unbiasing) = plain.batch_norm(x, norm.weight, norm.bias, norm.eps, statistics, tail)
     if norm.remembers() and teaches:
-        norm.remember(mean, var, x.numel() // x.shape[1])
+        norm.remember(mean, var, x.numel() // x.shape[1], None, unbiasing)
     return y
 
 

@@ -1,15 +1,11 @@
 """Instance-enhanced batch norm: batch norm whose weight an instance's own mean turns up or down."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from normwise import ops
 from normwise.layers.base import TableNorm
-from normwise.layers.batch import batch_pool
-from normwise.ops import Affine, standardize
-from normwise.table import Moments
+from normwise.mixture import Mixture
 
 
 class InstanceEnhancedNorm(TableNorm):
@@ -30,22 +26,7 @@ class InstanceEnhancedNorm(TableNorm):
         return {"gain": torch.zeros(self.num_features), "offset": -torch.ones(self.num_features)}
 
     def rule(self, x: Tensor) -> ops.Rule:
-        return partial(_rule, eps=self.eps)
+        return Mixture(self.eps)
 
     def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
-        return self.gain, self.offset, self.weight, self.bias, *self.remembered()
-
-
-def _rule(
-    table: Moments,
-    gain: Tensor,
-    offset: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    *,
-    eps: float,
-) -> Affine:
-    attention = torch.sigmoid(table.mean * gain + offset)
-    return standardize(batch_pool(table, mean, var), eps).learned(attention, None).learned(weight, bias)
+        return None, self.weight, self.bias, *self.remembered(), self.gain, self.offset

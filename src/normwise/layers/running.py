@@ -63,20 +63,25 @@ class Running(Skipping, _NormBase):
             return False
         return compiling() or not recomputing()
 
-    def remember(self, mean: Tensor, unbiased_var: Tensor, count: Any, present: Tensor | None = None) -> None:
-        """Moves on by one batch of `count` values (instance norm: instances), or pools it for later."""
+    def remember(
+        self, mean: Tensor, var: Tensor, count: Any, present: Tensor | None = None, unbiasing: float = 1.0
+    ) -> None:
+        """Moves on by one batch of `count` values (instance norm: instances), or pools it for later.
+
+        `var * unbiasing` is its unbiased variance.
+        """
         memory = self.memory()
         if memory.pool is not None:
             count = count[0] if isinstance(count, Tensor) and count.dim() > mean.dim() else count
             number = torch.as_tensor(count, dtype=mean.dtype, device=mean.device).expand_as(mean)
-            merge(memory.pool, self._counter, mean, unbiased_var, number, *self._law)
+            merge(memory.pool, self._counter, mean, var * unbiasing, number, *self._law)
             return
-        self._move(memory, mean, unbiased_var, present)
+        self._move(memory, mean, var, present, unbiasing)
 
     def memory(self) -> Memory:
         """What the next batch is written to."""
-        mean, var, seen = (cast(Tensor, self._buffers[name]) for name in (*_NAMES, "num_batches_tracked"))
-        return Memory(mean, var, seen, self.pool)
+        buffers = cast(dict[str, Tensor], self._buffers)
+        return Memory(buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"], self.pool)
 
     def open_pool(self) -> None:
         """From now on batches are pooled; `close_pool` makes them one update."""
@@ -105,12 +110,13 @@ class Running(Skipping, _NormBase):
             return False, 0  # it remembers averages over instances
         return True, 0 if self.averages_std else 1
 
-    def _move(self, memory: Memory, mean: Tensor, var: Tensor, present: Tensor | None) -> None:
+    def _move(self, memory: Memory, mean: Tensor, var: Tensor, present: Tensor | None, unbiasing: float = 1.0) -> None:
         root = self.eps if self.averages_std else None
         simple = present is None and root is None and not tracing()
-        if simple and kernels.remember(*memory[:3], self.skipped, mean, var, self.momentum):
+        if simple and kernels.remember(*memory[:3], self.skipped, mean, var, self.momentum, unbiasing):
             self._tell()
             return
+        var = var if unbiasing == 1 else var * unbiasing
         if self.skipped is not None and self.skipped.device != memory.mean.device:
             self.start_counting(memory.mean.device)  # the memory was assigned, as load_state_dict(assign=True) does
         skipped = self._counter

@@ -50,9 +50,9 @@ class AnyInstanceNorm(Plane):
         if not (self.training and self.track_running_stats):
             return plain.instance_norm(x, self.weight, self.bias, self.eps, tail)
         # the same call while a checkpoint is recomputed, else other tensors would be saved
-        y, mean, var = plain.observed_instance_norm(x, self.weight, self.bias, self.eps, tail)
+        y, (mean, var, unbiasing) = plain.observed_instance_norm(x, self.weight, self.bias, self.eps, tail)
         if self.remembers() and (ops.tracing() or len(x)):
-            self.remember(mean, var, len(x))
+            self.remember(mean, var, len(x), None, unbiasing)
         return y
 
     def observe(self, table: Moments) -> None:

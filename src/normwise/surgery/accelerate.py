@@ -12,8 +12,9 @@ from normwise import kernels
 from normwise.layers.normact import NormAct, takes_tail
 from normwise.layers.within import GroupNorm
 from normwise.ops import tracing
-from normwise.surgery.adopt import OURS, adopt
+from normwise.surgery.adopt import adopt, ours
 from normwise.surgery.outputs import outputs_before, require_same
+from normwise.surgery.packed import Derived, described
 from normwise.surgery.plan import Plan, operation
 from normwise.surgery.record import Unsafe, record
 from normwise.surgery.tape import Tape, containers, same_looks
@@ -23,15 +24,16 @@ def accelerate(model: nn.Module, example: Any = None, *, dry_run: bool = False) 
     """Makes the norms of a model faster on the CPU, in place, and says what it did and what it left.
 
     PyTorch's batch, instance and group norms become normwise's of the same name: the same objects with
-    another class, so that names, tensors, hooks and optimizers stay. A block whose forward can be traced
+    another class, so that names, tensors, hooks and optimizers stay. So do timm's `BatchNormAct2d` and
+    `GroupNormAct`, which then do their activation in the same pass. A block whose forward can be traced
     does a norm together with the residual and activation after it, in one pass; its modules stay where
     they are and its class becomes a subclass of the same name. It goes back to its own forward by itself
     where the recorded steps do not hold: when a part was replaced, an attribute changed, a hook watches
     the norm, or something traces or compiles the model.
 
     With `example` (a tensor, a tuple of arguments or a dict of them) outputs in evaluation and training
-    are compared before and after: in float32 they may differ by 1e-4 of their size, in training also by
-    4 times what the last digit of the example moves them. An exception leaves the model as it was;
+    are compared before and after: in float32 they may differ by 1e-4 of their size, or by 4 times what
+    the last digit of the example moves them. An exception leaves the model as it was;
     `dry_run=True` changes nothing.
 
     >>> import torch
@@ -95,19 +97,25 @@ def _own(kind: type) -> type[nn.Module]:
 
 def _take_over(plan: Plan, path: str, norm: Any) -> None:
     """Changes the class of a norm; the plan records that, or why not."""
-    new = OURS.get(type(norm))
-    if new is None and (not isinstance(norm, _NORMS) or type(norm).__module__.startswith("normwise.")):
+    known = ours(norm) is not None
+    if not known and (not isinstance(norm, _NORMS) or _is_ours(norm)):
         return
-    why = _obstacle(norm) if new is not None else _stranger(norm)
+    why = _obstacle(norm) if known else _stranger(norm)
     name = type(norm).__name__
-    if new is None or why:
+    if why:
         plan.leave(path, name, why)
         return
     adopt(norm)
-    if new is GroupNorm:
-        as_ours: Any = norm
-        as_ours.strict = False
-    plan.change(path, f"torch.nn.{name}", f"normwise.{name}")
+    if isinstance(norm, GroupNorm):
+        norm.strict = False
+    if isinstance(norm, Derived):
+        plan.change(path, f"timm.layers.{name}", f"{name}, native", described(norm))
+    else:
+        plan.change(path, f"torch.nn.{name}", f"normwise.{name}")
+
+
+def _is_ours(norm: nn.Module) -> bool:
+    return isinstance(norm, Derived) or type(norm).__module__.startswith("normwise.")
 
 
 def _stranger(norm: nn.Module) -> str:
@@ -126,6 +134,8 @@ def _obstacle(norm: Any) -> str:
         return f"it is on {device}, and the kernels run on the CPU"
     if "forward" in vars(norm):
         return "it has a forward of its own on the instance"
+    if getattr(norm, "_fast_norm", False):
+        return "timm's fast norm is on, which computes in half precision under autocast"
     if isinstance(norm, _NormBase) and "Instance" in type(norm).__name__ and norm.momentum is None:
         return "PyTorch's never moves its statistics with momentum=None, and normwise's would"
     return ""

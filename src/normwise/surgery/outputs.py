@@ -19,25 +19,34 @@ class Outputs(NamedTuple):
     failure: str = ""
 
 
-class Before(NamedTuple):
-    """The outputs in evaluation, in training (None: too few values for it), and of the example rounded otherwise."""
+class Pair(NamedTuple):
+    """What a model gave for the example, and for the example rounded otherwise."""
 
-    evaluation: Outputs
-    training: Outputs | None
-    rounded: Outputs | None
+    given: Outputs
+    rounded: Outputs
+
+
+class Before(NamedTuple):
+    """In evaluation, and in training (None: too few values for it)."""
+
+    evaluation: Pair
+    training: Pair | None
 
 
 def outputs_before(verb: str, model: nn.Module, example: Any) -> Before:
     """To be taken before the change; nothing in the model moves."""
-    evaluation, training = _outputs(verb, model, example, training=False), _in_training(verb, model, example)
-    return Before(evaluation, training, training and _in_training(verb, model, _rounded(example)))
+    rounded = _rounded(example)
+    evaluation = Pair(*(_outputs(verb, model, each, training=False) for each in (example, rounded)))
+    given = _in_training(verb, model, example)
+    other = given and _in_training(verb, model, rounded)
+    return Before(evaluation, Pair(given, other) if given and other else None)
 
 
 def require_same(plan: Plan, model: nn.Module, before: Before, example: Any) -> None:
     """To be called after the change: raises UsageError, or notes in the plan how far the outputs moved.
 
-    In training a small batch may carry the last digit of its input far. So there the outputs may also
-    move by `ROUNDINGS` times what the unchanged model's do for an example that is rounded otherwise.
+    A network may carry the last digit of its input far, most of all in training with a small batch. So the
+    outputs may also move by `ROUNDINGS` times what the unchanged model's do for an example that is rounded otherwise.
     """
     verb = f"{plan.verb}, after the change"
     _compare(plan, model, "evaluation", before.evaluation, _outputs(verb, model, example, training=False))
@@ -45,11 +54,11 @@ def require_same(plan: Plan, model: nn.Module, before: Before, example: Any) -> 
         plan.say("not compared in training: the example has too few values for it.")
         return
     after = _outputs(verb, model, example, training=True)
-    if after.failure and not before.training.failure:
+    if after.failure and not before.training.given.failure:
         raise UsageError(
             f"{plan.verb}: in training the backward pass fails where it did not ({after.failure}); nothing was changed."
         )
-    _compare(plan, model, "training", before.training, after, before.rounded)
+    _compare(plan, model, "training", before.training, after)
 
 
 def moved(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
@@ -69,20 +78,18 @@ def tolerance(dtypes: Iterable[torch.dtype]) -> float:
     return precision * (1000 if precision < 1e-5 else 20)
 
 
-def _compare(
-    plan: Plan, model: nn.Module, mode: str, old: Outputs, new: Outputs, rounded: Outputs | None = None
-) -> None:
+def _compare(plan: Plan, model: nn.Module, mode: str, before: Pair, new: Outputs) -> None:
+    old = before.given
     error, size = moved(old.values, new.values)
-    own = 0.0 if rounded is None else moved(old.values, rounded.values)[0]
+    own = moved(old.values, before.rounded.values)[0]
     close = error <= tolerance(t.dtype for t in (*old.values, *model.parameters())) * size
     if not close and not error <= ROUNDINGS * own:
         raise UsageError(
             f"{plan.verb}: in {mode} the outputs of the example moved by up to {error:.3g} (their size is "
             f"{size:.3g}), more than rounding explains; nothing was changed."
         )
-    why = (
-        "" if close else f"; the last digit of the example alone moves them by {own:.3g}: take a larger one to see more"
-    )
+    more = ": take a larger one to see more" if mode == "training" else ""
+    why = "" if close else f"; the last digit of the example alone moves them by {own:.3g}{more}"
     plan.say(f"in {mode} the outputs of the example moved by at most {error:.3g} (their size is {size:.3g}{why}).")
 
 

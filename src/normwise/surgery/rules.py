@@ -38,13 +38,17 @@ class Rules:
             return None, "no pattern matches its path"
         return next(iter(chosen)), "to be kept"
 
-    def require_where(self, paths: list[str]) -> None:
+    def require_match(self, paths: list[str]) -> None:
         """Raises UsageError where no layer is meant: nothing could be replaced."""
-        if not self.where or any(fnmatchcase(path, pattern) for path in paths for pattern in self.where):
+        meant = [path for path in paths if any(fnmatchcase(path, pattern) for pattern in self.where)]
+        if not self.where or any(self._first(path) for path in meant):
             return
-        more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+        which = f"the mapping's {_quoted(p for p, _ in self.pairs)}" if meant else f"where={_quoted(self.where)}"
+        among = f" of where={_quoted(self.where)}" if 0 < len(meant) < len(paths) else ""
+        known = meant or paths
+        more = f" and {len(known) - 5} more" if len(known) > 5 else ""
         raise UsageError(
-            f"swap: where={_quoted(self.where)} matches no normalization layer, known are: {_quoted(paths[:5])}{more}; "
+            f"swap: {which} matches no normalization layer{among}, known are: {_quoted(known[:5])}{more}; "
             "give such a path, or a pattern for several such as 'layer1.*'."
         )
 

@@ -32,12 +32,12 @@ def swap(
 
     `to` is a spec ("group:8"), or a mapping from glob patterns on module paths to specs: the first
     match wins, what no pattern matches is kept, and so is what a pattern maps to "keep". `where`
-    limits the swap to paths that match one of its patterns; one must. A recurrent layer of ours takes batch, layer
-    or none; PyTorch's `nn.LSTM` and `nn.GRU` do where a pattern is their full path. Kept: channels,
-    eps, momentum, affine, weight and bias (the same Parameter objects), running statistics where both
-    have them, device, dtype, train or eval mode, ties, forward and backward hooks. With `optimizer` its groups follow.
-    With `example` (a tensor, a tuple of arguments or a dict of them) one forward shows that the new
-    model runs. An exception leaves everything as it was; `dry_run=True` changes nothing.
+    limits the swap to paths that match one of its patterns. Of either one must match. A recurrent layer
+    of ours takes batch, layer or none; PyTorch's `nn.LSTM` and `nn.GRU` do where a pattern is their full
+    path. Kept: channels, eps, momentum, affine, weight and bias (the same Parameter objects), running
+    statistics where both have them, device, dtype, train or eval mode, ties, forward and backward hooks.
+    With `optimizer` its groups follow. With `example` (a tensor, a tuple of arguments or a dict of them)
+    one forward shows that the new model runs. An exception leaves everything as it was; `dry_run=True` changes nothing.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> plan = swap(model, {"1": "instance"}, example=torch.randn(2, 3, 8, 8))
@@ -56,7 +56,7 @@ def swap(
             raise UsageError(
                 f"swap: {type(model).__name__} has no normalization layer, so there is nothing to replace."
             )
-        rules.require_where([path for layer in layers for path in layer.paths])
+        rules.require_match([path for layer in layers for path in layer.paths])
         if example is not None:
             require_runs(model, example, "before the swap")
         stand_ins = {each: new for each in layers if (new := _stand_in(plan, each, rules)) is not None}
