@@ -4,8 +4,9 @@
                                  [--cells REGEX]   only cells whose line begins so, e.g. "8x32.* last .*group"
 
 Peers: `normwise` (the raw operators), `public` (nw.functional and autograd), `forced` (the same, never PyTorch's
-operator: shows what the rule in normwise.plain is worth), `eager`, `compile`; an address behind @, as in
-`normwise@/other/src`, takes another build. Each cell is the lower quartile over all rounds of its own peer's process,
+operator: shows what the rule in normwise.plain is worth), `eager`, `compile`; a dtype of its own behind a colon, as
+in `public:bfloat16 public`; an address behind @, as in `normwise@/other/src`, takes another build.
+Each cell is the lower quartile over all rounds of its own peer's process,
 divided by that of x.clone() in the same process (its milliseconds stand first; `warm` is a copy into memory that was
 used before). `f` is the forward alone, `f+b` forward and backward with weight, bias and a given gradient.
 """
@@ -140,11 +141,13 @@ def work(peer: str, threads: int) -> None:
     """A peer's process: measures what it reads, until its input ends."""
     torch.set_num_threads(threads)
     name, _, source = peer.partition("@")
+    name, _, dtype = name.partition(":")
+    own = {"dtype": dtype} if dtype else {}
     if source:
         sys.path.insert(0, source)
     built: dict = {}
     for line in sys.stdin:
-        print(json.dumps(measure(json.loads(line), name, built)), flush=True)
+        print(json.dumps(measure(json.loads(line) | own, name, built)), flush=True)
 
 
 def drive(options: argparse.Namespace) -> None:

@@ -86,7 +86,7 @@ template <class A, template <class> class F, bool has_extra> struct Gate {
 
 // --- helpers ---
 
-constexpr int64_t kRun = 8192;   // values of a plane summed in float32 before float64 takes over
+constexpr int64_t kRun = 128 * kBytes;  // values of a plane summed in float32 before float64 takes over: 128 in a lane
 constexpr int64_t kRows = 256;   // the same for rows
 constexpr int64_t kSummed = 64;  // the same for gradients, whose mean is not taken off first
 constexpr int64_t kWide = 1024;  // values of a row whose coefficients stay in the nearest cache
@@ -153,7 +153,7 @@ template <class T> inline Acc<T> guess_mean(const T* x, int64_t n) {
   if (n >= 16 * w) sum_of_first = sum<A>((load(x) + load(x + w)) + (load(x + 2 * w) + load(x + 3 * w)) - 4 * first) / 4;
   else sum_of_first = sum<A>(load(x) - first);
   const A guess = first + sum_of_first / w;
-  return std::isfinite(guess) ? guess : 0;
+  return std::isfinite(guess) ? as_stored<T>(splat(guess))[0] : 0;
 }
 
 template <class T> inline void run_moments(const T* x, int64_t n, Acc<T>& guess, VecFor<T>& sum, VecFor<T>& square) {
@@ -162,6 +162,7 @@ template <class T> inline void run_moments(const T* x, int64_t n, Acc<T>& guess,
   const Vec<A> shift = splat(guess);
   Vec<A> sums[4] = {}, squares[4] = {};
   sweep4<A>(n, [&](int k, int64_t i, auto lanes) {
+    approach(x + i, k);
     const Vec<A> d = keep(load(x + i, lanes) - shift, lanes);
     sums[k] += d;
     squares[k] += d * d;
@@ -189,6 +190,7 @@ template <class T, template <class> class F, bool has_extra>
 void plane_scale_shift(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   const int64_t ahead = job.ahead;
+  const bool large = job.stream;
   for (int64_t c = t.c0; c < t.c1; ++c) {
     const int64_t i = t.n * job.table.row + c;
     const F<A> act = of_plane(F<A>(job.act), job.floor, c);
@@ -200,7 +202,9 @@ void plane_scale_shift(const Job<T>& job, const Tile& t) {
     const Out<T> put(job.stream, out, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
       if (ahead) prefetch(x + s + ahead);
+      else if (large) approach(x + s);
       Vec<A> p = (load(x + s, lanes) - center) * scale + shift;
+      if (has_extra && large) approach(extra + s);
       if constexpr (has_extra) p += load(extra + s, lanes);
       put(out + s, act(p), lanes);
     });
@@ -223,6 +227,8 @@ inline void run_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, int64
   const T *g = job.g.at(n, c, s0), *x = job.x.at(n, c, s0), *extra = has_extra ? job.extra.at(n, c, s0) : nullptr;
   Vec<A> sum_g[4] = {}, sum_gx[4] = {}, sum_rest[4] = {};
   sweep4<A>(length, [&](int k, int64_t s, auto lanes) {
+    approach(x + s, k), approach(g + s, k);
+    if constexpr (has_extra) approach(extra + s, k);
     const Vec<A> d = load(x + s, lanes) - center;
     const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
     const Vec<A> given = load(g + s, lanes), v = keep(gate(given, d, scale, shift, e), lanes);
@@ -258,6 +264,7 @@ template <class T, template <class> class F, bool has_extra>
 void plane_apply_grad(const Job<T>& job, const Tile& t) {
   using A = Acc<T>;
   const int64_t ahead = job.ahead;
+  const bool large = job.stream;
   for (int64_t c = t.c0; c < t.c1; ++c) {
     const int64_t i = t.n * job.table.row + c;
     const Gate<A, F, has_extra> gate{of_plane(F<A>(job.act), job.floor, c)};
@@ -271,6 +278,8 @@ void plane_apply_grad(const Job<T>& job, const Tile& t) {
     const Out<T> put(job.stream, out, 0), put_extra(has_extra && job.stream, extra_grad, 0);
     sweep<A>(t.s1 - t.s0, [&](int64_t s, auto lanes) {
       if (ahead) prefetch(x + s + ahead), prefetch(g + s + ahead);
+      else if (large) approach(x + s), approach(g + s);
+      if (has_extra && large) approach(extra + s);
       const Vec<A> d = load(x + s, lanes) - center;
       const Vec<A> e = has_extra ? load(extra + s, lanes) : Vec<A>{};
       const Vec<A> v = gate(load(g + s, lanes), d, scale, shift, e);

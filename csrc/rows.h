@@ -113,7 +113,7 @@ inline void guess_means(const T* x, int64_t step, int64_t rows, L lanes, VecFor<
     const Vec<A> first = load(column, lanes);
     Vec<A> sum = {};
     for (int64_t s = 1; s < rows; ++s) sum += load(column + s * step, lanes) - first;
-    const Vec<A> guess = first + sum * share;
+    const Vec<A> guess = as_stored<T>(first + sum * share);
     shift[v] = guess - guess == 0 ? guess : Vec<A>{};
   }
 }
@@ -128,6 +128,7 @@ inline void column_moments(const T* x, int64_t step, int64_t rows, int64_t befor
   guess_means<vectors>(x, step, (rows + 15) / 16, lanes, shift);
   in_turns<places>(rows, [&](int i, int64_t s) {
     for (int v = 0; v < vectors; ++v) {
+      approach(x + s * step + v * w, v);
       const Vec<A> d = load(x + s * step + v * w, lanes) - shift[v];
       sums[v][i] += d;
       squares[v][i] += d * d;
@@ -172,6 +173,7 @@ void narrow_scale_shift(const Job<T>& job, const Tile& t) {
   const Rows<const T> all_x(job.x, t), all_extra(job.extra, t);
   const Rows<T> all_out(job.out, t);
   const Out<T> put(job.stream, all_out.first, all_out.step);
+  const bool large = job.stream;
   in_bundles<F<A>::kBundle>(t, [&](int64_t s, auto size) {
     const auto x = all_x.from(s, size), extra = all_extra.from(s, size);
     const auto out = all_out.from(s, size);
@@ -179,6 +181,8 @@ void narrow_scale_shift(const Job<T>& job, const Tile& t) {
       const Vec<A> m = load(center + c, lanes), a = load(scale + c, lanes), b = load(shift + c, lanes);
       const F<A> act = of_row(F<A>(job.act), job.floor, t.c0 + c, lanes);
       for (int r = 0; r < size; ++r) {
+        if (large) approach(x[r] + c);
+        if (has_extra && large) approach(extra[r] + c);
         Vec<A> p = (load(x[r] + c, lanes) - m) * a + b;
         if constexpr (has_extra) p += load(extra[r] + c, lanes);
         put(out[r] + c, act(p), lanes);
@@ -206,6 +210,8 @@ inline void column_grads(const Job<T>& job, int64_t n, int64_t c, int64_t s0, in
   Vec<A> sum_g[vectors][places] = {}, sum_gx[vectors][places] = {}, sum_rest[vectors][places] = {};
   in_turns<places>(rows, [&](int place, int64_t s) {
     for (int v = 0; v < vectors; ++v) {
+      approach(x + s * job.x.by.s + v * w, v), approach(g + s * job.g.by.s + v * w, v);
+      if constexpr (has_extra) approach(extra + s * job.extra.by.s + v * w, v);
       const Vec<A> d = load(x + s * job.x.by.s + v * w, lanes) - center[v];
       const Vec<A> e = has_extra ? load(extra + s * job.extra.by.s + v * w, lanes) : Vec<A>{};
       const G gate{of_row(F<A>(job.act), job.floor, c + v * w, lanes)};
@@ -254,6 +260,8 @@ inline void written_grads(const Job<T>& job, const Tile& t, Acc<T>* sums, Acc<T>
     const T *g = all_g.at(s), *x = all_x.at(s), *extra = all_extra.at(s);
     T *out = all_out.at(s), *behind = all_behind.at(s);
     sweep<A>(width, [&](int64_t c, auto lanes) {
+      approach(x + c), approach(g + c);
+      if constexpr (has_extra) approach(extra + c);
       const Vec<A> d = load(x + c, lanes) - load(centers + c, lanes), scale = load(scales + c, lanes);
       const Vec<A> shift = G::kNeedsSum ? load(shifts + c, lanes) : Vec<A>{};
       const Vec<A> v = gate(load(g + c, lanes), d, scale, shift, has_extra ? load(extra + c, lanes) : Vec<A>{});
@@ -305,6 +313,7 @@ void narrow_apply_grad(const Job<T>& job, const Tile& t) {
   const Rows<T> all_out(job.out, t), all_behind(job.extra_grad, t);
   const Out<T> put(job.stream, all_out.first, all_out.step);
   const Out<T> put_behind(has_extra && job.stream, all_behind.first, all_behind.step);
+  const bool large = job.stream;
   in_bundles<F<A>::kBundle>(t, [&](int64_t s, auto size) {
     const auto g = all_g.from(s, size), x = all_x.from(s, size), extra = all_extra.from(s, size);
     const auto out = all_out.from(s, size), behind = all_behind.from(s, size);
@@ -314,6 +323,8 @@ void narrow_apply_grad(const Job<T>& job, const Tile& t) {
       const Vec<A> slope = load(slopes + c, lanes), offset = load(offsets + c, lanes);
       const G gate{of_row(F<A>(job.act), job.floor, t.c0 + c, lanes)};
       for (int r = 0; r < size; ++r) {
+        if (large) approach(x[r] + c), approach(g[r] + c);
+        if (has_extra && large) approach(extra[r] + c);
         const Vec<A> d = load(x[r] + c, lanes) - center;
         const Vec<A> e = has_extra ? load(extra[r] + c, lanes) : Vec<A>{};
         const Vec<A> v = gate(load(g[r] + c, lanes), d, scale, shift, e);

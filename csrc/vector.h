@@ -132,6 +132,12 @@ template <class T> inline Raw<T> to_stored(VecFor<T> v) {
   }
 }
 
+// Rounded to what T holds: what is counted from there has few digits, and sums of it lose none.
+template <class T> inline VecFor<T> as_stored(VecFor<T> v) {
+  if constexpr (sizeof(T) == 2) return convert<T>(to_stored<T>(v));
+  else return v;
+}
+
 template <class T> inline VecFor<T> load(const T* p, Full = {}) {
   Raw<T> raw;
   __builtin_memcpy(&raw, p, sizeof raw);
@@ -170,8 +176,22 @@ template <class T> inline void store(T* p, VecFor<T> v, int n) {
 #endif
 }
 
-// Fetches what is read soon into the cache. Any address will do.
+// Fetches what is read later into the second cache. Any address will do.
 template <class T> inline void prefetch(const T* p) { __builtin_prefetch(p, 0, 2); }
+
+// Fetches what is read soon, a page behind p, into the nearest cache: the processor's own guesses end with a page, and
+// it sees half as far ahead, in bytes, where values are half as long. Narrow vectors would ask too often for each line.
+template <class T> inline void approach([[maybe_unused]] const T* p) {
+#if VECTOR_BYTES > 16
+  constexpr int kPage = 4096;
+  __builtin_prefetch(p + kPage / sizeof(T), 0, 3);
+#endif
+}
+
+// The same for vector k of consecutive ones: once for each line of 64 bytes.
+template <class T> inline void approach(const T* p, int k) {
+  if (k * int(sizeof(Raw<T>)) % 64 == 0) approach(p);
+}
 
 // Stores whole vectors past the cache: what is written is not needed soon, and need not be read first. Only where
 // all addresses are multiples of the vector's size.

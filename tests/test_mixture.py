@@ -8,6 +8,7 @@ import torch
 from test_kernels import ACTS, LAYOUTS, TOLERANCE, close, make
 from torch import Tensor
 
+import normwise as nw
 from normwise import kernels, ops
 from normwise.mixture import Mixture
 from normwise.tail import NOTHING, Tail
@@ -194,7 +195,7 @@ def test_second_derivatives(residual):
 
 def test_the_rule_observes_the_pools():
     x, seen = torch.randn(5, 4, 6, 6), []
-    for pool, pools in ((1, 1), (2, 1), (torch.tensor([0, 2, 2, 0, 0]), 3)):
+    for pool, pools in ((None, 1), (None, 2), (torch.tensor([0, 2, 2, 0, 0]), 3)):
         rule = Mixture(EPS, pool=pool, pools=pools)
         for mask in (None, torch.ones(6, 6, dtype=torch.bool)):  # in closed form, and by the table
             with torch.no_grad():
@@ -239,3 +240,67 @@ def test_opcheck(name):
     _, mean, var, *_ = kernels.blend(x, *given, *pool, EPS, known, attention_of(name, 6, torch.float32))
     backward = (g, x, mean, var, *given, *pool, EPS, *remembered, None, *kernels.RELU, True)
     torch.library.opcheck(torch.ops.normwise.blend_backward, backward)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_is_remembered_has_the_digits_of_the_input(dtype, default):
+    x, before = torch.randn(5, 4, 6, 7, dtype=torch.float64).to(dtype), torch.get_default_dtype()
+    ghost, several = nw.GhostNorm(4, chunk_size=2, momentum=1.0), nw.DomainNorm(4, domains=2, momentum=1.0)
+    torch.set_default_dtype(default)
+    try:
+        ghost.to(dtype)(x)
+        with nw.domain(several.to(dtype), [0, 1, 1, 0, 0]):
+            several(x)
+    finally:
+        torch.set_default_dtype(before)
+    for var, instances in ((ghost.get_buffer("running_var"), x), (several.get_buffer("running_var")[1], x[1:3])):
+        assert var.dtype == dtype
+        torch.testing.assert_close(var.double(), instances.double().var((0, 2, 3)), rtol=TOLERANCE[dtype], atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_gate_of_a_half_model_loses_no_digits(dtype):
+    norm = nw.BatchInstanceNorm(6)
+    norm.gate.data.uniform_()
+    norm, exact = norm.to(dtype), nw.BatchInstanceNorm(6)
+    exact.load_state_dict(norm.state_dict())
+    x, g = (torch.randn(3, 6, 5, 5).to(dtype) for _ in range(2))
+    found = torch.autograd.grad(norm(x), norm.gate, g)[0]
+    wanted = torch.autograd.grad(exact.double()(x.double()), exact.gate, g.double())[0]
+    torch.testing.assert_close(found, wanted.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+def test_chunks_are_on_the_device_of_the_input():
+    norm, x = nw.GhostNorm(3, chunk_size=2), torch.randn(4, 3, 5)
+    with torch.device("meta"):
+        y = norm(x)
+    assert y.device.type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_ghost_norm_in_training_is_traced():
+    norm, x = nw.GhostNorm(3, chunk_size=2), torch.randn(5, 3, 6)
+    traced: Any = torch.jit.trace(norm, (x,), check_trace=False)
+    torch.testing.assert_close(traced(x), norm(x))
+
+
+def test_a_domain_that_was_chosen_stays():
+    several, x, domains = nw.DomainNorm(3), torch.randn(4, 3, 6, requires_grad=True), torch.tensor([0, 0, 1, 1])
+    with nw.domain(several, domains):
+        y = several(x).pow(3).sum()
+    wanted = torch.autograd.grad(y, x, retain_graph=True)[0]
+    domains.fill_(1)  # by a loader that has one tensor for all its batches
+    torch.testing.assert_close(torch.autograd.grad(y, x)[0], wanted)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(6, dtype=torch.bool)], ids=["closed form", "table"])
+def test_what_is_not_finite_stays_in_its_domain(mask):
+    several, x, g = nw.DomainNorm(3), torch.randn(4, 3, 6), torch.randn(4, 3, 6)
+    x[0] = float("nan")
+    with nw.domain(several, [0, 0, 1, 1]), pytest.warns(UserWarning, match="a batch with inf or NaN was left out"):
+        y = several(x.requires_grad_(), mask)
+    for t in (y, torch.autograd.grad(y, x, g)[0]):
+        assert not t[:2].isfinite().any()
+        assert t[2:].isfinite().all()
+    assert several.get_buffer("num_batches_tracked").tolist() == [0, 1]

@@ -143,6 +143,73 @@ def test_a_network_may_move_as_far_as_rounding_moves_it_in_evaluation_too() -> N
     assert "larger one" not in notes[0]
 
 
+@pytest.fixture
+def wrong_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that give the activation the wrong values."""
+    whole = kernels.norm
+
+    def norm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, var = whole(*args)
+        return y * 1.05, mean, var
+
+    monkeypatch.setattr(kernels, "norm", norm)
+
+
+class Counted(nn.Module):
+    """Beside its outputs a number that the last digit of the input changes by whole steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.relu(self.norm(x)), (x * 1e9).floor().remainder(5)
+
+
+@pytest.mark.usefixtures("wrong_norms")
+def test_an_output_that_rounding_moves_far_is_no_leave_for_the_others() -> None:
+    model, x = Counted(), image()
+    with untouched(model), pytest.raises(UsageError, match=r"in evaluation .* more than rounding explains"):
+        nw.accelerate(model, x)
+
+
+@pytest.mark.usefixtures("wrong_norms")
+def test_where_the_last_digit_decides_everything_nothing_can_be_said_in_evaluation() -> None:
+    class Steeper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(1e6 * F.relu(self.norm(x)))
+
+    model, x = Steeper(), image()
+    model.train()(x)
+    with untouched(model), pytest.raises(UsageError, match=r"in evaluation .* last digit .* more than rounding expl"):
+        nw.accelerate(model, x)
+
+
+def test_an_output_lost_behind_another_is_noticed() -> None:
+    class Lost(Pooled):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return x, y * float("nan") if isinstance(self.norm, nw.BatchNorm2d) else y
+
+    model, x = Lost(), image()
+    with untouched(model), pytest.raises(UsageError, match=r"in evaluation .* moved by up to nan"):
+        nw.accelerate(model, x)
+
+
+def test_infinity_that_stays_in_its_place_is_no_movement() -> None:
+    class Masked(Pooled):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return y.masked_fill(torch.arange(y.shape[-1]) == 0, float("-inf"))
+
+    notes = nw.accelerate(Masked(), image()).notes
+    assert all("inf" not in note for note in notes)
+
+
 def test_an_example_of_one_value_is_compared_in_evaluation_only() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
     plan = nw.accelerate(model, torch.randn(1, 3))

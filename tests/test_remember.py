@@ -92,7 +92,7 @@ def test_opcheck():
     for given in (memory(4), memory(2, 3)):
         new = torch.randn_like(given[0]), torch.rand_like(given[0])
         torch.library.opcheck(OPS.remember.default, (*given, *new, 0.1))
-        torch.library.opcheck(OPS.remember.default, (*given[:3], None, *new, None))
+        torch.library.opcheck(OPS.remember.default, (*given[:3], None, *new, None, 1.25))
 
 
 def test_refusals_say_what_was_wrong():

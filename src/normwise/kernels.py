@@ -232,8 +232,7 @@ def remember(
     given = mean, var, seen, new_mean, new_var
     if not all([type(t) is Tensor and t.is_contiguous() for t in given]) or new_mean.requires_grad:
         return False
-    new_var = new_var if unbiasing == 1 else new_var * unbiasing
-    _OPS.remember.default(mean, var, seen, skipped, new_mean, new_var, momentum)
+    _OPS.remember.default(mean, var, seen, skipped, new_mean, new_var, momentum, unbiasing)
     increment_version((mean, var, seen))
     return True
 

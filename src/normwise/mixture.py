@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from normwise import kernels, ops
 from normwise.ops import Affine, Observe, standardize
@@ -18,10 +17,10 @@ class Mixture(NamedTuple):
 
     m and s are a plane's own mean and deviation, M and S its channel's over the instances of its pool.
     `own` and `pooled` say which parts there are; their tensors, and bias, have shape (C,) or (N, C), and
-    None is 1 (for bias 0). `pool` is the pool of each instance, of `pools`, or the number of consecutive
-    chunks, as equal as can be. With `known` the pooled part is batch renormalization's. With the remembered
-    `mean` and `var`, which broadcast to (N, C), they stand for the pool's. With `gain` and `lift`, of shape
-    (C,), the pooled weight is multiplied by `sigmoid(gain * m + lift)`.
+    None is 1 (for bias 0). `pool` is the pool of each instance, of `pools`; without it the pools are
+    consecutive chunks, as equal as can be. With `known` the pooled part is batch renormalization's. The
+    remembered `mean` and `var`, which broadcast to (N, C), stand for the pool's. With `gain` and `lift`, of
+    shape (C,), the pooled weight is multiplied by `sigmoid(gain * m + lift)`.
 
     >>> batch, table = Mixture(eps=1e-5), Moments(torch.zeros(2, 3), torch.ones(2, 3), 16)
     >>> batch(table, None, None, None).scale.shape
@@ -31,7 +30,7 @@ class Mixture(NamedTuple):
     eps: float
     own: bool = False
     pooled: bool = True
-    pool: Tensor | int = 1
+    pool: Tensor | None = None
     pools: int = 1
     known: kernels.Known | None = None
 
@@ -71,13 +70,13 @@ class Mixture(NamedTuple):
         if torch.is_grad_enabled():
             return _Mixture.apply(x, own, pooled, bias, gain, lift, *tail, self, observe)
         weights, pool = self._weights(x, own, pooled), self._pool(x)
-        y, *moments = kernels.blend(x, *weights, bias, *pool, self.eps, self.known, (gain, lift), *tail)
+        y, *moments = kernels.blend(x, *weights, bias, pool, self.pools, self.eps, self.known, (gain, lift), *tail)
         _observe(x, moments, pool, observe)
         return y
 
     def observed(self, table: Moments) -> Moments:
         """What a norm remembers: the moments of the pools, (pools, C), where instances name them, else those of all."""
-        return by_pool(table, self.pool, self.pools) if isinstance(self.pool, Tensor) else table
+        return table if self.pool is None else by_pool(table, self.pool, self.pools)
 
     def _weights(self, x: Tensor, own: Tensor | None, pooled: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """What the kernels multiply with: None where there is no such part."""
@@ -86,32 +85,32 @@ class Mixture(NamedTuple):
             own, pooled = one if own is None else own, one if pooled is None else pooled
         return own if self.own else None, pooled if self.pooled else None
 
-    def _pool(self, x: Tensor) -> tuple[Tensor | None, int]:
-        """The pool of each instance, and how many there are."""
-        if isinstance(self.pool, Tensor):
-            return self.pool.to(x.device).contiguous(), self.pools
-        if self.pool == 1:
-            return None, 1
-        chunks = torch.arange(len(x)).tensor_split(self.pool)
-        return torch.cat([torch.full_like(chunk, k) for k, chunk in enumerate(chunks)]), self.pool
+    def _pool(self, x: Tensor) -> Tensor | None:
+        """The pool of each instance; None where all are in one."""
+        if self.pool is not None:
+            return self.pool.to(x.device).contiguous()
+        if self.pools == 1:
+            return None
+        chunks = torch.arange(len(x), device=x.device).tensor_split(self.pools)
+        return torch.cat([torch.full_like(chunk, k) for k, chunk in enumerate(chunks)])
 
     def _each(self, table: Moments) -> Moments:
         """The moments of each instance's pool."""
-        if not isinstance(self.pool, Tensor):
-            return table.pool(0, self.pool)
+        if self.pool is None:
+            return table.pool(0, self.pools)
         pooled, pool = by_pool(table, self.pool, self.pools), self.pool.to(table.mean.device)
         return Moments(pooled.mean[pool], pooled.var[pool], 1)
 
 
 def by_pool(table: Moments, pool: Tensor, pools: int) -> Moments:
     """Pools the instances of each pool: (pools, C). One without instances has mean and variance 0."""
-    pool = pool.to(table.mean.device)
-    member = F.one_hot(pool, pools).to(table.mean.dtype)  # (N, K)
+    pool, none = pool.to(table.mean.device), table.mean.new_zeros(pools, table.mean.shape[1])
     count = torch.as_tensor(table.count, dtype=table.mean.dtype, device=table.mean.device).expand_as(table.mean)
-    total = member.T @ count
-    mean = member.T @ (count * table.mean) / total.clamp(min=1)
+    total = none.index_add(0, pool, count)  # no product with who is in: NaN stays in its pool
+    mean = none.index_add(0, pool, count * table.mean) / total.clamp(min=1)
     deviation = table.mean - mean[pool]
-    return Moments(mean, member.T @ (count * (table.var + deviation**2)) / total.clamp(min=1), total)
+    spread = none.index_add(0, pool, count * (table.var + deviation**2))
+    return Moments(mean, spread / total.clamp(min=1), total)
 
 
 def _renormalized(part: Affine, batch: Moments, known: kernels.Known, eps: float) -> Affine:
@@ -129,18 +128,19 @@ def _used(moments: Moments, weight: Tensor | None) -> Moments:
     return Moments(torch.where(out, 0.0, moments.mean), torch.where(out, 1.0, moments.var), moments.count)
 
 
-def _observe(x: Tensor, moments: Sequence[Tensor], pools: tuple[Tensor | None, int], observe: Observe | None) -> None:
+def _observe(x: Tensor, moments: Sequence[Tensor], pool: Tensor | None, observe: Observe | None) -> None:
     """Hands on the moments of the pools, or of all planes where nothing is pooled."""
     if observe is None:
         return
     mean, var, pool_mean, pool_var = moments
-    values, (pool, number) = x.shape[2:].numel(), pools
+    values = x.shape[2:].numel()
     if not len(pool_mean):
         observe(Moments(mean, var, values))
     elif pool is None:
         observe(Moments(pool_mean, pool_var, len(x) * values))
     else:
-        observe(Moments(pool_mean, pool_var, pool.bincount(minlength=number)[:, None] * values))
+        count = pool.bincount(minlength=len(pool_mean))[:, None].to(pool_mean.dtype)
+        observe(Moments(pool_mean, pool_var, count * values))
 
 
 class _Mixture(torch.autograd.Function):
@@ -161,7 +161,7 @@ class _Mixture(torch.autograd.Function):
         observe: Observe | None,
     ) -> Tensor:
         weights, pool, tail = rule._weights(x, own, pooled), rule._pool(x), Tail(residual, act)
-        y, *moments = kernels.blend(x, *weights, bias, *pool, rule.eps, rule.known, (gain, lift), *tail)
+        y, *moments = kernels.blend(x, *weights, bias, pool, rule.pools, rule.eps, rule.known, (gain, lift), *tail)
         _observe(x, moments, pool, observe)
         ctx.save_for_backward(x, tail.kept(y), *moments[:2], own, pooled, bias, gain, lift)
         ctx.rule, ctx.act = rule, act
@@ -180,10 +180,9 @@ class _Mixture(torch.autograd.Function):
         own, pooled, bias, gain, lift = tensors
         through = need_residual and ctx.act == kernels.NONE  # the gradient of the residual is g itself
         need_input = need_x or (need_residual and not through)
-        weights, (pool, pools) = rule._weights(x, own, pooled), rule._pool(x)
-        dx, *rest, behind = kernels.blend_backward(
-            g, x, mean, var, *weights, bias, pool, pools, rule.eps, rule.known, (gain, lift), extra, ctx.act, need_input
-        )
+        weights, pool = rule._weights(x, own, pooled), rule._pool(x)
+        given = *weights, bias, pool, rule.pools, rule.eps, rule.known, (gain, lift)
+        dx, *rest, behind = kernels.blend_backward(g, x, mean, var, *given, extra, ctx.act, need_input)
         rest = [convert(d, t.dtype) if need else None for d, t, need in zip(rest, tensors, needs, strict=True)]
         return dx if need_x else None, *rest, (g if through else behind) if need_residual else None, *_FIXED
 

@@ -12,7 +12,7 @@ from normwise.layers.base import TableNorm, check_values
 from normwise.layers.batch import batch_pool
 from normwise.mixture import Mixture
 from normwise.ops import Affine, standardize
-from normwise.table import Moments
+from normwise.table import Moments, convert, wide
 
 
 class BatchInstanceNorm(TableNorm):
@@ -36,8 +36,8 @@ class BatchInstanceNorm(TableNorm):
         return Mixture(self.eps, own=True)
 
     def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
-        gate = box(self.gate)
-        weight = 1.0 if self.weight is None else self.weight
+        gate, weight = (convert(t, wide(x.dtype)) for t in (box(self.gate), self.weight))
+        weight = 1.0 if weight is None else weight
         return (1 - gate) * weight, gate * weight, self.bias, *self.remembered()
 
 

@@ -54,7 +54,7 @@ class DomainNorm(TableNorm):
         return Memory(mean[d], var[d], seen[d], None if pool is None else pool[:, d])
 
     def rule(self, x: Tensor) -> ops.Rule:
-        return Mixture(self.eps, pool=self.current, pools=self.domains)
+        return Mixture(self.eps, pool=torch.as_tensor(self.current), pools=self.domains)
 
     def tensors(self, x: Tensor) -> tuple[Tensor | None, ...]:
         return None, self.weight, self.bias, *self.remembered()
@@ -125,7 +125,7 @@ def _index(index: int | Sequence[int] | Tensor) -> int | Tensor:
             f"domain: the domain must be a whole number, or one for each sample, got {chosen.dtype} of shape "
             f"{tuple(chosen.shape)}."
         )
-    return chosen.long() if chosen.dim() else int(chosen)
+    return chosen.to(torch.int64, copy=True) if chosen.dim() else int(chosen)
 
 
 def _require_known(chosen: int | Tensor, domains: int) -> None:

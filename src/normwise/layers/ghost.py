@@ -36,7 +36,7 @@ class GhostNorm(TableNorm):
         return max(1, -(-x.shape[0] // self.chunk_size))
 
     def rule(self, x: Tensor) -> ops.Rule:
-        return Mixture(self.eps, pool=self.parts(x))
+        return Mixture(self.eps, pools=self.parts(x))
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         parts = self.parts(x)

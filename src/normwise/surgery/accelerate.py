@@ -32,9 +32,9 @@ def accelerate(model: nn.Module, example: Any = None, *, dry_run: bool = False) 
     the norm, or something traces or compiles the model.
 
     With `example` (a tensor, a tuple of arguments or a dict of them) outputs in evaluation and training
-    are compared before and after: in float32 they may differ by 1e-4 of their size, or by 4 times what
-    the last digit of the example moves them. An exception leaves the model as it was;
-    `dry_run=True` changes nothing.
+    are compared before and after: in float32 they may differ by 1e-4 of their size, or each by 4 times what
+    the last digit of the example moves it (in evaluation by a tenth of its size at most). An exception
+    leaves the model as it was; `dry_run=True` changes nothing.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
