@@ -113,7 +113,7 @@ template <class T> class Blend {
   // The same of the attention's argument.
   double attention_product(int64_t k, int64_t at) const {
     const double weight = by.pooled.at(at / shape.c, at % shape.c);
-    return weight * pooled_product(k, at) * attention[at] * (1 - attention[at]);
+    return weight == 0 ? 0 : weight * pooled_product(k, at) * attention[at] * (1 - attention[at]);
   }
 
   // f(instance, place in a table of pools, place in a table of planes)

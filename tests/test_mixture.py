@@ -176,6 +176,15 @@ def test_what_is_not_finite_stays_in_its_part(layout, poison):
     torch.testing.assert_close(again, y, equal_nan=True)
 
 
+def test_attention_stays_out_where_its_weight_is_zero():
+    x, g = make((4, 2, 6, 6), "contiguous", torch.float32), make((4, 2, 6, 6), "contiguous", torch.float32, seed=1)
+    x[1, :, 0, 0] = float("nan")
+    given, one = (torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]), None), torch.ones(2)
+    y, mean, var, *_ = kernels.blend(x, *given, None, 1, EPS, None, (one, one))
+    dx = kernels.blend_backward(g, x, mean, var, *given, None, 1, EPS, None, (one, one))[0]
+    assert all(t[[0, 2, 3], 0].isfinite().all() for t in (y, dx))
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_second_derivatives(residual):
     shapes = (3, 4, 3, 2), (3, 4, 3, 2), (3, 4), (4,), (4,), (4,)

@@ -30,13 +30,6 @@ class Affine(NamedTuple):
             scale, shift = scale * weight, shift * weight
         return Affine(center, scale, shift if bias is None else shift + bias)
 
-    def blend(self, other: "Affine", gate: Tensor) -> "Affine":
-        """Mixes two results: `gate * self + (1 - gate) * other`."""
-        rest = 1 - gate
-        moved = (other.center - self.center) * self.scale + self.shift
-        scale = gate * self.scale + rest * other.scale
-        return Affine(other.center, scale, gate * moved + rest * other.shift)
-
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx
 _TYPES = (Tensor, torch.nn.Parameter)
