@@ -104,7 +104,13 @@ template <class T> class Blend {
   int64_t pool(int64_t n) const { return by.pool ? by.pool[n] : 0; }
   double rstd(int64_t at) const { return 1 / std::sqrt(var[at] + by.eps); }
 
-  // What the gradient of a plane's pooled weight, attention included, adds up to.
+  // A plane's pooled weight, attention included.
+  double turned(int64_t n, int64_t at) const {
+    const double weight = by.pooled.at(n, at - n * shape.c);
+    return weight == 0 ? 0 : weight * attention[at];
+  }
+
+  // What its gradient adds up to.
   double pooled_product(int64_t k, int64_t at) const {
     const double product = second[at] + (mean[at] - pool_mean[k]) * first[at];
     return product * pool_rstd[k] * ratio[k] + first[at] * distance[k];
@@ -155,7 +161,7 @@ template <class T> class Blend {
     each(r, [&](int64_t n, int64_t k, int64_t at) {
       const int64_t c = at - n * shape.c;
       attention[at] = by.gain ? 1 / (1 + std::exp(-double(by.gain[c]) * mean[at] - double(by.lift[c]))) : 1;
-      const double own = by.own.at(n, c), pooled = by.pooled.at(n, c) * attention[at];
+      const double own = by.own.at(n, c), pooled = turned(n, at);
       double factor = 0, level = by.bias.at(n, c);
       if (own != 0) factor += own * rstd(at);
       if (pooled != 0) {
@@ -172,7 +178,7 @@ template <class T> class Blend {
     if (regions.batch) {
       each_pool(r, [&](int64_t, int64_t i) { pool_sum[i] = pool_product[i] = 0; });
       each(r, [&](int64_t n, int64_t k, int64_t at) {
-        const double pooled = by.pooled.at(n, at - n * shape.c) * attention[at];
+        const double pooled = turned(n, at);
         if (pooled == 0) return;
         pool_sum[k] += pooled * first[at];
         pool_product[k] += pooled * (second[at] + (mean[at] - pool_mean[k]) * first[at]);
