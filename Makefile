@@ -27,7 +27,7 @@ test: $(DEV) ## Runs every test, every example in the docstrings, the README and
 
 test-zoo: .venv/.stamp-package $(ZOO_VENV)/.stamp-zoo ## The kernels and whole models in PyTorch 2.14 with torchvision and timm (6 GB, not in check).
 	$(ZOO) -c "import normwise as nw; assert nw.backend() == 'native', 'the binary that .venv built does not load'"
-	$(ZOO) -m pytest tests/zoo tests/test_kernels.py tests/test_remember.py tests/test_plain.py
+	$(ZOO) -m pytest tests/zoo tests/test_kernels.py tests/test_mixture.py tests/test_remember.py tests/test_plain.py
 
 quick: format lint types ## The checks that take less than a minute.
 	$(BIN)/pytest --numprocesses $(TESTS) --dist worksteal -m "not slow"

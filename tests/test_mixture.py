@@ -287,7 +287,7 @@ def test_chunks_are_on_the_device_of_the_input():
     assert y.device.type == "cpu"
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated", "ignore::torch.jit.TracerWarning")
 def test_ghost_norm_in_training_is_traced():
     norm, x = nw.GhostNorm(3, chunk_size=2), torch.randn(5, 3, 6)
     traced: Any = torch.jit.trace(norm, (x,), check_trace=False)
