@@ -124,18 +124,19 @@ def test_a_small_example_may_move_as_far_as_its_own_rounding_moves_it() -> None:
     assert "the last digit of the example alone moves them by" in notes[-1]
 
 
+class Steep(nn.Module):
+    """Multiplies what rounding leaves of a difference."""
+
+    def __init__(self, steepness: float) -> None:
+        super().__init__()
+        self.norm, self.steepness = nn.BatchNorm2d(3), steepness
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e6 * torch.sin(self.steepness * F.relu(self.norm(x)))
+
+
 def test_a_network_may_move_as_far_as_rounding_moves_it_in_evaluation_too() -> None:
-    class Steep(nn.Module):
-        """Multiplies what rounding leaves of a difference."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm2d(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return 1e6 * torch.sin(1e4 * F.relu(self.norm(x)))
-
-    model = Steep()
+    model = Steep(1e4)
     model.train()(image())
     notes = nw.accelerate(model, image()).notes
     assert "in evaluation the outputs of the example moved by" in notes[0]
@@ -175,15 +176,7 @@ def test_an_output_that_rounding_moves_far_is_no_leave_for_the_others() -> None:
 
 @pytest.mark.usefixtures("wrong_norms")
 def test_where_the_last_digit_decides_everything_nothing_can_be_said_in_evaluation() -> None:
-    class Steeper(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm2d(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sin(1e6 * F.relu(self.norm(x)))
-
-    model, x = Steeper(), image()
+    model, x = Steep(1e6), image()
     model.train()(x)
     with untouched(model), pytest.raises(UsageError, match=r"in evaluation .* last digit .* more than rounding expl"):
         nw.accelerate(model, x)

@@ -162,27 +162,37 @@ class Known(NamedTuple):
     d_max: float
 
 
+class Blend(NamedTuple):
+    """The weights of what is blended, of shape (C,) or (N, C), where None and 0 leave their part out; and the pools.
+
+    `pool` is the pool of each instance, of `pools`; None: all are in one. `known`, for one pool: its part is
+    corrected as by batch renormalization. `gain` and `lift` (C,): `pooled` is multiplied by `sigmoid(gain * m + lift)`.
+    """
+
+    own: Tensor | None
+    pooled: Tensor | None
+    bias: Tensor | None
+    pool: Tensor | None
+    pools: int
+    eps: float
+    known: Known | None = None
+    gain: Tensor | None = None
+    lift: Tensor | None = None
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """As the operators take it."""
+        return *self[:6], *(self.known or _UNKNOWN), self.gain, self.lift
+
+
 def blend(
-    x: Tensor,
-    own: Tensor | None,
-    pooled: Tensor | None,
-    bias: Tensor | None,
-    pool: Tensor | None,
-    pools: int,
-    eps: float,
-    known: Known | None = None,
-    attention: tuple[Tensor | None, Tensor | None] = (None, None),
-    residual: Tensor | None = None,
-    act: Act = NONE,
+    x: Tensor, parts: Blend, residual: Tensor | None = None, act: Act = NONE
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`own * (x - m) / s + pooled * (x - M) / S + bias`, and what follows; also the moments (N, C), and the pools'.
 
-    m and s are a plane's own mean and deviation, M and S those of its channel over the instances of the same
-    `pool` (N,), one of `pools`; None: all. Weights have shape (C,) or (N, C); None and 0 leave their part out.
-    `known`, for one pool: `(x - M) / S` is corrected as by batch renormalization. `attention`, gain and lift (C,):
-    pooled is multiplied by `sigmoid(gain * m + lift)`.
+    m and s are a plane's own mean and deviation, M and S those of its channel over the instances of its pool.
     """
-    return _OPS.blend.default(x, own, pooled, bias, pool, pools, eps, *(known or _UNKNOWN), *attention, residual, *act)
+    return _OPS.blend.default(x, *parts.arguments, residual, *act)
 
 
 def blend_backward(
@@ -190,23 +200,13 @@ def blend_backward(
     x: Tensor,
     mean: Tensor,
     var: Tensor,
-    own: Tensor | None,
-    pooled: Tensor | None,
-    bias: Tensor | None,
-    pool: Tensor | None,
-    pools: int,
-    eps: float,
-    known: Known | None = None,
-    attention: tuple[Tensor | None, Tensor | None] = (None, None),
+    parts: Blend,
     extra: Tensor | None = None,
     act: Act = NONE,
     need_input: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of input, own, pooled, bias, gain, lift (each empty where there is none) and residual (see `norm`)."""
-    remembered = known or _UNKNOWN
-    return _OPS.blend_backward.default(
-        g, x, mean, var, own, pooled, bias, pool, pools, eps, *remembered, *attention, extra, *act, need_input
-    )
+    return _OPS.blend_backward.default(g, x, mean, var, *parts.arguments, extra, *act, need_input)
 
 
 def remember(

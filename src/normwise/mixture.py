@@ -69,21 +69,36 @@ class Mixture(NamedTuple):
             return None
         if torch.is_grad_enabled():
             return _Mixture.apply(x, own, pooled, bias, gain, lift, *tail, self, observe)
-        weights, pool = self._weights(x, own, pooled), self._pool(x)
-        y, *moments = kernels.blend(x, *weights, bias, pool, self.pools, self.eps, self.known, (gain, lift), *tail)
-        _observe(x, moments, pool, observe)
-        return y
+        return self.run(x, (own, pooled, bias, gain, lift), observe, tail)[0]
+
+    def run(
+        self, x: Tensor, weights: Sequence[Tensor | None], observe: Observe | None, tail: Tail
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, and mean and variance of every plane."""
+        parts = self.parts(x, *weights)
+        y, *moments = kernels.blend(x, parts, *tail)
+        _observe(x, moments, parts.pool, observe)
+        return y, moments[0], moments[1]
+
+    def parts(
+        self,
+        x: Tensor,
+        own: Tensor | None,
+        pooled: Tensor | None,
+        bias: Tensor | None,
+        gain: Tensor | None,
+        lift: Tensor | None,
+    ) -> kernels.Blend:
+        """As the kernels are told."""
+        if (self.own and own is None) or (self.pooled and pooled is None):
+            one = x.new_ones(x.shape[1], dtype=wide(x.dtype))
+            own, pooled = one if own is None else own, one if pooled is None else pooled
+        weights = own if self.own else None, pooled if self.pooled else None
+        return kernels.Blend(*weights, bias, self._pool(x), self.pools, self.eps, self.known, gain, lift)
 
     def observed(self, table: Moments) -> Moments:
         """What a norm remembers: the moments of the pools, (pools, C), where instances name them, else those of all."""
         return table if self.pool is None else by_pool(table, self.pool, self.pools)
-
-    def _weights(self, x: Tensor, own: Tensor | None, pooled: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What the kernels multiply with: None where there is no such part."""
-        if (self.own and own is None) or (self.pooled and pooled is None):
-            one = x.new_ones(x.shape[1], dtype=wide(x.dtype))
-            own, pooled = one if own is None else own, one if pooled is None else pooled
-        return own if self.own else None, pooled if self.pooled else None
 
     def _pool(self, x: Tensor) -> Tensor | None:
         """The pool of each instance; None where all are in one."""
@@ -160,10 +175,9 @@ class _Mixture(torch.autograd.Function):
         rule: Mixture,
         observe: Observe | None,
     ) -> Tensor:
-        weights, pool, tail = rule._weights(x, own, pooled), rule._pool(x), Tail(residual, act)
-        y, *moments = kernels.blend(x, *weights, bias, pool, rule.pools, rule.eps, rule.known, (gain, lift), *tail)
-        _observe(x, moments, pool, observe)
-        ctx.save_for_backward(x, tail.kept(y), *moments[:2], own, pooled, bias, gain, lift)
+        weights, tail = (own, pooled, bias, gain, lift), Tail(residual, act)
+        y, mean, var = rule.run(x, weights, observe, tail)
+        ctx.save_for_backward(x, tail.kept(y), mean, var, *weights)
         ctx.rule, ctx.act = rule, act
         return y
 
@@ -177,12 +191,10 @@ class _Mixture(torch.autograd.Function):
             dx, behind, *rest = ops.reference_grads(g, x, None, extra, given, rule, ctx.act, need_residual)
             del rest[3:5]
             return dx, *rest, behind, *_FIXED
-        own, pooled, bias, gain, lift = tensors
         through = need_residual and ctx.act == kernels.NONE  # the gradient of the residual is g itself
         need_input = need_x or (need_residual and not through)
-        weights, pool = rule._weights(x, own, pooled), rule._pool(x)
-        given = *weights, bias, pool, rule.pools, rule.eps, rule.known, (gain, lift)
-        dx, *rest, behind = kernels.blend_backward(g, x, mean, var, *given, extra, ctx.act, need_input)
+        parts = rule.parts(x, *tensors)
+        dx, *rest, behind = kernels.blend_backward(g, x, mean, var, parts, extra, ctx.act, need_input)
         rest = [convert(d, t.dtype) if need else None for d, t, need in zip(rest, tensors, needs, strict=True)]
         return dx if need_x else None, *rest, (g if through else behind) if need_residual else None, *_FIXED
 
