@@ -71,4 +71,27 @@ Job<T> job_of(const Batch& batch, const Activation& act, const Optional& floor, 
   return job;
 }
 
+// Gradient in; gradients of input and residual out, empty where nobody asks for them.
+struct Gradients {
+  Gradients(const Batch& batch, const Tensor& g, const Optional& extra, int64_t act, bool input)
+      : batch(batch), given(batch.matching(g, "the gradient")), more(as_extra(extra, batch, act)),
+        input(input), out(wanted(input)), extra_grad(wanted(input && extra)) {}
+
+  template <class T> Job<T> job(const Activation& act, const Optional& floor = {}) const {
+    Job<T> job = job_of<T>(batch, act, floor, more);
+    job.g = batch.grid<const T>(given);
+    if (input) job.out = batch.grid<T>(out);
+    if (input && more) job.extra_grad = batch.grid<T>(extra_grad);
+    return job;
+  }
+
+  Tensor wanted(bool yes) const { return yes ? batch.like() : table_like(batch.x, {0}, batch.x.scalar_type()); }
+
+  const Batch& batch;
+  const Tensor given;
+  const Optional more;
+  const bool input;
+  const Tensor out, extra_grad;
+};
+
 }  // namespace normwise

@@ -95,15 +95,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> blend_backwar
   const Told told(batch, own, pooled, bias, pool, pools, eps, known_mean, known_var, r_max, d_max, gain, lift);
   const int64_t planes = batch.shape.n * batch.shape.c;
   const Optional m = as_table(mean, given, planes, "mean"), v = as_table(var, given, planes, "var");
-  const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = as_extra(extra, batch, act);
+  const Gradients grads(batch, g, extra, act, input);
   const auto like = [&](const Optional& t) {
     return table_like(given, t ? Sizes(t->sizes().begin(), t->sizes().end()) : Sizes{0}, table_dtype(given));
   };
   Tensor own_grad = like(own), pooled_grad = like(pooled), bias_grad = like(bias);
   Tensor gain_grad = like(gain), lift_grad = like(lift);
-  Tensor out = input ? batch.like() : table_like(given, {0}, given.scalar_type());
-  Tensor extra_grad = input && extra ? batch.like() : table_like(given, {0}, given.scalar_type());
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
@@ -112,17 +109,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> blend_backwar
         std::fill_n(pointer<A>(t), t.numel(), A(0));
       return;
     }
-    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, more);
-    job.g = batch.grid<const T>(grad);
-    if (input) job.out = batch.grid<T>(out);
-    if (more && input) job.extra_grad = batch.grid<T>(extra_grad);
+    Job<T> job = grads.job<T>(activation(act, low, high));
     const auto to = [](const Optional& weight, const Tensor& t) { return weight ? pointer<A>(t) : nullptr; };
     Blend<T>(job, batch.shape, told.mixture<A>())
         .backward(pointer<A>(m), pointer<A>(v), input,
                   {to(own, own_grad), to(pooled, pooled_grad), to(bias, bias_grad), to(gain, gain_grad),
                    to(lift, lift_grad)});
   });
-  return {out, own_grad, pooled_grad, bias_grad, gain_grad, lift_grad, extra_grad};
+  return {grads.out, own_grad, pooled_grad, bias_grad, gain_grad, lift_grad, grads.extra_grad};
 }
 
 }  // namespace

@@ -101,15 +101,14 @@ std::tuple<Tensor, Tensor> reduce_grad(const Tensor& g, const Tensor& given, con
   const Shape& shape = batch.shape;
   as_floor({}, given, act);
   const Tables tables(batch, {center, scale, shift}, {0, 1, 0});
-  const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = as_extra(extra, batch, act);
+  const Gradients grads(batch, g, extra, act, false);
   Tensor sums = table_like(given, {shape.n, shape.c}, table_dtype(given));
   Tensor products = table_like(given, {shape.n, shape.c}, table_dtype(given));
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
-    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, more);
-    job.g = batch.grid<const T>(grad), job.table = tables.coefficients<A>(shape.c);
+    Job<T> job = grads.job<T>(activation(act, low, high));
+    job.table = tables.coefficients<A>(shape.c);
     const int64_t size = shape.n * shape.c;
     const auto all = numbers<double>(2 * size);
     double *s = all.get(), *p = s + size;
@@ -127,19 +126,15 @@ std::tuple<Tensor, Tensor> apply_grad(const Tensor& g, const Tensor& given, cons
   const Batch batch(given);
   as_floor({}, given, act);
   const Tables tables(batch, {center, scale, shift, slope, offset}, {0, 1, 0, 0, 0});
-  const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = as_extra(extra, batch, act);
-  Tensor out = batch.like(), extra_grad = extra ? batch.like() : table_like(given, {0}, given.scalar_type());
-  if (given.numel() == 0) return {out, extra_grad};
+  const Gradients grads(batch, g, extra, act, true);
+  if (given.numel() == 0) return {grads.out, grads.extra_grad};
   dispatch(given.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Job<T> job = job_of<T>(batch, activation(act, low, high), {}, more);
-    job.g = batch.grid<const T>(grad), job.out = batch.grid<T>(out);
-    if (more) job.extra_grad = batch.grid<T>(extra_grad);
+    Job<T> job = grads.job<T>(activation(act, low, high));
     job.table = tables.coefficients<Acc<T>>(batch.shape.c);
     Whole<T>(job, batch.shape).apply_grad();
   });
-  return {out, extra_grad};
+  return {grads.out, grads.extra_grad};
 }
 
 // --- the closed forms; groups == 0: batch norm ---
@@ -197,10 +192,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
   const int64_t channels = batch.shape.c, size = pool.batch ? channels : batch.shape.n * groups;
   const Optional w = as_table(weight, given, channels, "weight"), b = as_table(bias, given, channels, "bias");
   const Optional m = as_table(mean, given, size, "mean"), v = as_table(var, given, size, "var");
-  const Tensor grad = batch.matching(g, "the gradient");
-  const Optional more = as_extra(extra, batch, act);
-  Tensor out = input ? batch.like() : table_like(given, {0}, given.scalar_type());
-  Tensor extra_grad = input && extra ? batch.like() : table_like(given, {0}, given.scalar_type());
+  const Gradients grads(batch, g, extra, act, input);
   Tensor weight_grad = table_like(given, {channels}, table_dtype(given));
   Tensor bias_grad = table_like(given, {channels}, table_dtype(given));
   Tensor floor_grad = table_like(given, {floor ? channels : 0}, table_dtype(given));
@@ -212,16 +204,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
       std::fill_n(wg, channels, A(0)), std::fill_n(bg, channels, A(0)), std::fill_n(fg, floor_grad.numel(), A(0));
       return;
     }
-    Job<T> job = job_of<T>(batch, activation(act, low, high), floors, more);
-    job.g = batch.grid<const T>(grad);
-    if (input) job.out = batch.grid<T>(out);
-    if (more && input) job.extra_grad = batch.grid<T>(extra_grad);
+    Job<T> job = grads.job<T>(activation(act, low, high), floors);
     Shape shape = batch.shape;
     if (pool.batch) join_instances(job, shape);
     Norm<T>(job, shape, pool, {pointer<A>(w), pointer<A>(b), eps, about_zero})
         .backward(pointer<A>(m), pointer<A>(v), fixed, input, wg, bg, fg);
   });
-  return {out, weight_grad, bias_grad, extra_grad, floor_grad};
+  return {grads.out, weight_grad, bias_grad, grads.extra_grad, floor_grad};
 }
 
 }  // namespace

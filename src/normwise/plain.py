@@ -222,7 +222,7 @@ def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | No
 
 
 def _suits_pytorch(x: Tensor, groups: int, fixed: bool, tail: Tail) -> bool:
-    """True where PyTorch's operator was measured to be as fast (`benchmarks/README.md`), in the layout it is best in.
+    """True where PyTorch's operator was measured to be as fast (`benchmarks/kernels.md`), in the layout it is best in.
 
     Its node costs less than ours, in C++ where ours is in Python; with a tail ours stands for two.
     """
