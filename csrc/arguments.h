@@ -1,5 +1,8 @@
 // What the operators are given, checked and brought to the form the kernels read.
 #pragma once
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include <optional>
 
 #include "tensors.h"
@@ -61,12 +64,20 @@ inline Optional as_extra(const Optional& extra, const Batch& batch, int64_t act)
   return batch.matching(*extra, "extra");
 }
 
+// As a tensor of this type holds it.
+template <class T> double stored(double value) {
+  if constexpr (std::is_same_v<T, BFloat16>) return float(torch::headeronly::BFloat16(float(value)));
+  else if constexpr (std::is_same_v<T, Half>) return float(torch::headeronly::Half(float(value)));
+  else return T(value);
+}
+
 // What most jobs start from.
 template <class T>
 Job<T> job_of(const Batch& batch, const Activation& act, const Optional& floor, const Optional& extra) {
   Job<T> job;
   job.stream = batch.x.numel() * int64_t(sizeof(T)) >= kPast;
   job.x = batch.grid<const T>(batch.x), job.act = act, job.floor = pointer<Acc<T>>(floor);
+  if (act.kind == Act::clip) job.act.low = stored<T>(act.low), job.act.high = stored<T>(act.high);  // outputs tell
   if (extra) job.extra = batch.grid<const T>(*extra);
   return job;
 }

@@ -53,49 +53,28 @@ template <class T> class Blend {
 
   // Writes the moments it finds, N x C of each, and where there is a pooled part pools x C of each pool's.
   void forward(A* means, A* vars, A* pool_means, A* pool_vars) {
-    const auto set = [&](const Region& r) {
+    by_regions(job, whole, regions, 2, [&](const Region& r) {
+      whole.moments(r, mean, var);
       each(r, [&](int64_t, int64_t, int64_t at) {
         var[at] /= double(shape.s);
         means[at] = A(mean[at]), vars[at] = A(var[at]);
       });
       set_scale(r);
-      if (!regions.batch) return;
-      each_pool(r, [&](int64_t, int64_t i) {
-        pool_means[i] = A(pool_mean[i]), pool_vars[i] = A(pool_var[i]);
-      });
-    };
-    by_regions(
-        job, whole, regions, 2,
-        [&](const Region& r) {
-          whole.moments(r, mean, var);
-          set(r);
-          whole.scale_shift(r);
-        },
-        [&] {
-          whole.moments(mean, var);
-          set(everything());
-          whole.scale_shift();
-        });
+      if (regions.batch)
+        each_pool(r, [&](int64_t, int64_t i) { pool_means[i] = A(pool_mean[i]), pool_vars[i] = A(pool_var[i]); });
+      whole.scale_shift(r);
+    });
   }
 
   void backward(const A* means, const A* vars, bool input, const WeightGrads<A>& grads) {
     std::copy_n(means, size, mean), std::copy_n(vars, size, var);
-    by_regions(
-        job, whole, regions, 3,
-        [&](const Region& r) {
-          set_scale(r);
-          whole.reduce_grad(r, first, second);
-          if (!input) return;
-          set_slope(r);
-          whole.apply_grad(r);
-        },
-        [&] {
-          set_scale(everything());
-          whole.reduce_grad(first, second);
-          if (!input) return;
-          set_slope(everything());
-          whole.apply_grad();
-        });
+    by_regions(job, whole, regions, 3, [&](const Region& r) {
+      set_scale(r);
+      whole.reduce_grad(r, first, second);
+      if (!input) return;
+      set_slope(r);
+      whole.apply_grad(r);
+    });
     set_grads(grads);
   }
 

@@ -88,6 +88,7 @@ template <class A, template <class> class F, bool has_extra> struct Gate {
 
 constexpr int64_t kRun = 128 * kBytes;  // values of a plane summed in float32 before float64 takes over: 128 in a lane
 constexpr int64_t kRows = 256;   // the same for rows
+constexpr int64_t kSequence = 16;  // rows summed one after the other; their sums then, so that fewer digits are lost
 constexpr int64_t kSummed = 64;  // the same for gradients, whose mean is not taken off first
 constexpr int64_t kWide = 1024;  // values of a row whose coefficients stay in the nearest cache
 constexpr int kBlock = kBytes == 64 ? 8 : 4;  // vectors of a row whose sums stay in registers
@@ -140,25 +141,29 @@ inline void merge(int64_t columns, const A* shift, const A* sum, const A* square
 
 // --- planes ---
 
-// A shift near the mean. From m of n values it is off by at most sqrt(n / m) deviations, whatever the data, so
-// that sums of squares about it lose at most a factor n / m: no second pass is needed. Counted from the first
-// value, so that a constant plane gives it exactly.
-template <class T> inline Acc<T> guess_mean(const T* x, int64_t n) {
+// Shifts near the means of as many planes at a time as a vector has lanes. From m of n values a shift is off by at most
+// sqrt(n / m) deviations, whatever the data, so that sums of squares about it lose at most a factor n / m: no second
+// pass is needed. Counted from the first value, so that a constant plane gives it exactly.
+template <class T> inline VecFor<T> guess_means(const Job<T>& job, int64_t n, int64_t c, int64_t planes, int64_t s,
+                                                int64_t length) {
   using A = Acc<T>;
-  constexpr int w = kWidthFor<T>;
-  const A first = load(x, 1)[0];
-  if (!std::isfinite(first)) return 0;
-  if (n <= 8 * w) return first;
-  A sum_of_first;
-  if (n >= 16 * w) sum_of_first = sum<A>((load(x) + load(x + w)) + (load(x + 2 * w) + load(x + 3 * w)) - 4 * first) / 4;
-  else sum_of_first = sum<A>(load(x) - first);
-  const A guess = first + sum_of_first / w;
-  return std::isfinite(guess) ? as_stored<T>(splat(guess))[0] : 0;
+  constexpr int w = kWidth<A>;
+  Vec<A> more[w] = {};
+  A first[w] = {};
+  for (int64_t i = 0; i < planes; ++i) {
+    const T* x = job.x.at(n, c + i, s);
+    const A begin = first[i] = load(x, 1)[0];
+    if (length >= 4 * w) more[i] = ((load(x) + load(x + w)) + (load(x + 2 * w) + load(x + 3 * w)) - 4 * begin) / 4;
+    else if (length >= w) more[i] = load(x) - begin;
+    else more[i] = keep(load(x, int(length)) - begin, int(length));
+  }
+  const A share = A(1) / A(std::min<int64_t>(w, length));
+  const Vec<A> guess = as_stored<T>(load(first) + lane_by_lane<A>(more) * share);
+  return guess - guess == 0 ? guess : Vec<A>{};
 }
 
-template <class T> inline void run_moments(const T* x, int64_t n, Acc<T>& guess, VecFor<T>& sum, VecFor<T>& square) {
+template <class T> inline void run_moments(const T* x, int64_t n, Acc<T> guess, VecFor<T>& sum, VecFor<T>& square) {
   using A = Acc<T>;
-  guess = guess_mean(x, n);
   const Vec<A> shift = splat(guess);
   Vec<A> sums[4] = {}, squares[4] = {};
   sweep4<A>(n, [&](int k, int64_t i, auto lanes) {
@@ -179,6 +184,7 @@ template <class T> void plane_moments(const Job<T>& job, const Tile& t, double* 
     in_runs(t.s0, t.s1, kRun, [&](int64_t s, int64_t n) {
       Vec<A> sums[w] = {}, squares[w] = {};
       A guess[w], sum[w], square[w];
+      store(guess, guess_means(job, t.n, c, planes, s, n));
       for (int64_t i = 0; i < planes; ++i) run_moments(job.x.at(t.n, c + i, s), n, guess[i], sums[i], squares[i]);
       store(sum, lane_by_lane<A>(sums)), store(square, lane_by_lane<A>(squares));
       merge(planes, guess, sum, square, n, s - t.s0, mean + (c - t.c0), deviations + (c - t.c0));

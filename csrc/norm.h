@@ -41,18 +41,11 @@ template <class T> class Norm {
   // Writes the moments it finds.
   void forward(A* mean, A* var) {
     if (merged) center_of = first, deviations_of = second;
-    by_regions(
-        job, whole, pool, 2,
-        [&](const Region& r) {
-          grouped.moments(merged ? Region{r.n0, r.n1, r.c0 / unit, r.c1 / unit} : r, first, second);
-          set_forward(r, mean, var);
-          whole.scale_shift(r);
-        },
-        [&] {
-          grouped.moments(first, second);
-          set_forward(everything(), mean, var);
-          whole.scale_shift();
-        });
+    by_regions(job, whole, pool, 2, [&](const Region& r) {
+      grouped.moments(merged ? Region{r.n0, r.n1, r.c0 / unit, r.c1 / unit, r.alone} : r, first, second);
+      set_forward(r, mean, var);
+      whole.scale_shift(r);
+    });
   }
 
   // With moments from elsewhere: running statistics.
@@ -82,24 +75,14 @@ template <class T> class Norm {
   }
 
   void backward_in_turn(const A* mean, const A* var, bool fixed, bool input) {
-    by_regions(
-        job, whole, pool, 3,
-        [&](const Region& r) {
-          set_given(r, mean, var);
-          whole.reduce_grad(r, first, second, floored);
-          if (pool.batch) set_totals(r);
-          if (!input) return;
-          set_backward(r, fixed);
-          whole.apply_grad(r);
-        },
-        [&] {
-          set_given(everything(), mean, var);
-          whole.reduce_grad(first, second, floored);
-          if (pool.batch) set_totals(everything());
-          if (!input) return;
-          set_backward(everything(), fixed);
-          whole.apply_grad();
-        });
+    by_regions(job, whole, pool, 3, [&](const Region& r) {
+      set_given(r, mean, var);
+      whole.reduce_grad(r, first, second, floored);
+      if (pool.batch) set_totals(r);
+      if (!input) return;
+      set_backward(r, fixed);
+      whole.apply_grad(r);
+    });
   }
 
   // f(first and last statistic, its first channel, the place of that in the coefficients): instance by instance

@@ -18,7 +18,8 @@ constexpr int64_t kAhead = 256 << 10;     // bytes of the next planes, fetched w
 constexpr int64_t kFar = 2 << 20;         // the same across instances, where short runs cost more than cache misses
 
 struct Shape { int64_t n, c, s; bool rows; };
-struct Region { int64_t n0, n1, c0, c1; };  // instances and channels that can be normalized by themselves
+// Instances and channels that can be normalized by themselves; by one thread, unless they are all there are.
+struct Region { int64_t n0, n1, c0, c1; bool alone = true; };
 
 // Which planes share their moments: those of a group of one instance, or of a channel over all instances.
 struct Pool {
@@ -90,8 +91,9 @@ template <class T> class Whole {
     reduce(kernels.fixed_grad[act][extra], sums, products, nullptr);
   }
 
-  // The same over one region, by one thread.
+  // The same over one region.
   void moments(const Region& r, double* mean, double* deviations) const {
+    if (!r.alone) return moments(mean, deviations);
     for (int64_t n = r.n0; n < r.n1; ++n) {
       const int64_t at = n * shape.c + r.c0;
       kernels.moments(job, {n, r.c0, r.c1, 0, shape.s}, mean + at, deviations + at);
@@ -99,6 +101,7 @@ template <class T> class Whole {
   }
 
   void reduce_grad(const Region& r, double* sums, double* products, double* floored = nullptr) const {
+    if (!r.alone) return reduce_grad(sums, products, floored);
     for (int64_t n = r.n0; n < r.n1; ++n) {
       const int64_t at = n * shape.c + r.c0;
       std::fill_n(sums + at, r.c1 - r.c0, 0.0), std::fill_n(products + at, r.c1 - r.c0, 0.0);
@@ -163,6 +166,7 @@ template <class T> class Whole {
   }
 
   void apply(const Region& r, Apply kernel) const {
+    if (!r.alone) return apply(kernel);
     for (int64_t n = r.n1; n-- > r.n0;) backwards({n, r.c0, r.c1, 0, shape.s}, kernel);
   }
 
@@ -216,15 +220,16 @@ template <class T> class Whole {
   int64_t parts, length;  // an instance's positions are shared out in parts of this length
 };
 
-// Calls f(region) in parallel if there are enough regions that fit the cache, else all() once.
-template <class T, class F, class G>
-void by_regions(Job<T>& job, const Whole<T>& whole, const Pool& pool, int64_t streams, F f, G all) {
+// Calls f(region) in parallel if there are enough regions that fit the cache, else once for all there is.
+template <class T, class F>
+void by_regions(Job<T>& job, const Whole<T>& whole, const Pool& pool, int64_t streams, F f) {
   const Shape& shape = whole.shape;
   const int64_t instances = pool.batch ? shape.n : 1, unit = pool.channels(shape);
   const int64_t bytes = std::max<int64_t>(1, streams * instances * unit * shape.s * int64_t(sizeof(T)));
   const int64_t width = shape.rows ? shape.c : unit * std::max<int64_t>(1, (pool.batch ? kFar : kNear) / bytes);
   const int64_t across = (shape.c + width - 1) / width, count = shape.n / instances * across;
-  if (!balanced(count, torch::stable::get_num_threads()) && whole.values() > 2 * kGrain) return all();
+  if (!balanced(count, torch::stable::get_num_threads()) && whole.values() > 2 * kGrain)
+    return f(Region{0, shape.n, 0, shape.c, false});
   const bool fits = !shape.rows && instances * width * shape.s * int64_t(sizeof(T)) <= kAhead;
   job.ahead = fits ? width * shape.s : 0;
   const int64_t values = std::max<int64_t>(1, whole.values() / count);

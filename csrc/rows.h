@@ -103,7 +103,7 @@ template <class T, void (*kernel)(const Job<T>&, const Tile&)> void widened(cons
   kernel(job, wide.rest);
 }
 
-// shift = mean of the first rows, where finite; see guess_mean
+// shift = mean of the first rows, where finite; see guess_means of planes
 template <int vectors, class T, class L>
 inline void guess_means(const T* x, int64_t step, int64_t rows, L lanes, VecFor<T> (&shift)[vectors]) {
   using A = Acc<T>;
@@ -124,21 +124,24 @@ inline void column_moments(const T* x, int64_t step, int64_t rows, int64_t befor
                            double* mean, double* deviations) {
   using A = Acc<T>;
   constexpr int w = kWidth<A>, places = 8 / vectors;
-  Vec<A> shift[vectors], sums[vectors][places] = {}, squares[vectors][places] = {};
-  guess_means<vectors>(x, step, (rows + 15) / 16, lanes, shift);
-  in_turns<places>(rows, [&](int i, int64_t s) {
-    for (int v = 0; v < vectors; ++v) {
-      approach(x + s * step + v * w, v);
-      const Vec<A> d = load(x + s * step + v * w, lanes) - shift[v];
-      sums[v][i] += d;
-      squares[v][i] += d * d;
-    }
+  Vec<A> shift[vectors], sums[vectors] = {}, squares[vectors] = {};
+  guess_means<vectors>(x, step, std::min<int64_t>(rows, 16), lanes, shift);
+  in_runs(0, rows, kSequence, [&](int64_t begin, int64_t size) {
+    Vec<A> sum[vectors][places] = {}, square[vectors][places] = {};
+    in_turns<places>(size, [&](int i, int64_t s) {
+      const T* row = x + (begin + s) * step;
+      for (int v = 0; v < vectors; ++v) {
+        approach(row + v * w, v);
+        const Vec<A> d = load(row + v * w, lanes) - shift[v];
+        sum[v][i] += d;
+        square[v][i] += d * d;
+      }
+    });
+    for (int v = 0; v < vectors; ++v) sums[v] += over<places>(sum[v]), squares[v] += over<places>(square[v]);
   });
   A k[vectors * w], sum[vectors * w], square[vectors * w];
-  for (int v = 0; v < vectors; ++v) {
-    store(k + v * w, shift[v]);
-    store(sum + v * w, over<places>(sums[v])), store(square + v * w, over<places>(squares[v]));
-  }
+  for (int v = 0; v < vectors; ++v)
+    store(k + v * w, shift[v]), store(sum + v * w, sums[v]), store(square + v * w, squares[v]);
   merge(columns, k, sum, square, rows, before, mean, deviations);
 }
 

@@ -264,16 +264,17 @@ inline Vec<float> exp(Vec<float> x) {
   return (p * r * r + r + 1.0f) * bits<Vec<float>>(power);
 }
 
-// erf as x P(x^2) / Q(x^2), absolute error about 1e-7 (the approximation of Eigen and XLA).
+// erf as x P(x^2) / Q(x^2), absolute error about 1e-7 (the approximation of Eigen and XLA); -1 and 1 exactly far out.
 inline Vec<float> erf(Vec<float> x) {
-  x = x < -3.8325069f ? splat(-3.8325069f) : (x > 3.8325069f ? splat(3.8325069f) : x);
+  constexpr float kEnd = 3.8325069f;
   const Vec<float> x2 = x * x;
   Vec<float> p = x2 * -2.72614225801306e-10f + 2.77068142495902e-08f;
   for (float c : {-2.10102402082508e-06f, -5.69250639462346e-05f, -7.34990630326855e-04f,
                   -2.95459980854025e-03f, -1.60960333262415e-02f}) p = p * x2 + c;
   Vec<float> q = x2 * -1.45660718464996e-05f + -2.13374055278905e-04f;
   for (float c : {-1.68282697438203e-03f, -7.37332916720468e-03f, -1.42647390514189e-02f}) q = q * x2 + c;
-  return x * p / q;
+  const Vec<float> near = x * p / q;
+  return x < -kEnd ? splat(-1.0f) : (x > kEnd ? splat(1.0f) : near);
 }
 
 inline Vec<double> exp(Vec<double> x) {

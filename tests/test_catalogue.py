@@ -13,6 +13,7 @@ import test_conformance
 import test_conformance_masks
 import test_conformance_tools
 from conformance import PROMISES
+from torch import nn
 
 import normwise
 from normwise.cli import main
@@ -104,6 +105,13 @@ def test_what_does_not_follow_the_option_says_so() -> None:
     assert explain("group:8")["tensors"][0]["count"] == 64
     with pytest.raises(UsageError, match="must be divisible by groups, got 64 and 128"):
         explain("group:128")
+
+
+@pytest.mark.parametrize("name", [name for name, entry in NORMS.items() if entry.kind == "plane"])
+def test_it_is_told_what_fold_takes(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), normwise.build(name, 8)).eval()
+    assert [change.path for change in normwise.fold(model).changes] == ["1"] * NORMS[name].fixed
+    assert ("nw.fold" in str(explain(name)["cost"])) == NORMS[name].fixed
 
 
 def test_what_a_norm_keeps_and_costs() -> None:

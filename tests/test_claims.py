@@ -17,7 +17,7 @@ from normwise.claims.schedule import make_schedule, seconds_for, seconds_of, tun
 from normwise.claims.theory import growth as mean_field
 from normwise.data import Arrays
 from normwise.errors import UsageError
-from normwise.loading import reproducible
+from normwise.generators import reproducible
 
 ROOT = Path(__file__).parent.parent
 IDS = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "I1", "I2", "I3", "I4", "I5", "I6", "I7", "R1", "H1", "H2"]

@@ -20,7 +20,7 @@ from normwise.claims.experiments import sizes
 from normwise.claims.gather import Gathered
 from normwise.data import Arrays
 from normwise.errors import UsageError
-from normwise.loading import reproducible
+from normwise.generators import reproducible
 
 ROOT = Path(__file__).parent.parent
 

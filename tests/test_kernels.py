@@ -249,6 +249,23 @@ def test_constant_planes_give_the_bias_exactly(layout):
         assert torch.equal(y, torch.arange(6.0).reshape(1, 6, 1, 1).expand_as(y))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_was_clipped_has_no_gradient_though_the_bound_is_rounded(dtype):
+    low, high = torch.tensor([-0.3, 0.7], dtype=dtype)  # neither is -0.3 or 0.7
+    act, ones = kernels.hardtanh(-0.3, 0.7), torch.ones(4, 8, 5, 6, dtype=dtype)
+    x, residual = torch.randn(2, *ones.shape).to(dtype)
+    y, mean, var = kernels.norm(x, None, None, 8, 1e-5, residual=residual, act=act)
+    behind = kernels.norm_backward(ones, x, mean, var, None, None, 8, 1e-5, y, act)[3]
+    assert 0 < int((y == high).sum()) < y.numel()
+    assert torch.equal(behind, ((y > low) & (y < high)).to(dtype))
+
+
+def test_gelu_is_zero_far_to_the_left():
+    x = torch.tensor([-1e4, -100.0, -10.0, -6.0]).expand(4, 20, 4).transpose(1, 2)
+    y = kernels.scale_shift(x, torch.ones(4), torch.zeros(4), act=kernels.GELU)
+    assert y.abs().max() < 1e-8
+
+
 def test_an_outlier_at_the_start_does_not_spoil_the_variance():
     x = torch.randn(1, 2, 8192)
     x[:, :, 0] = 1e6

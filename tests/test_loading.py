@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from normwise.errors import UsageError
-from normwise.loading import call, describe, load_object, parse_options, reproducible, required_parameters
+from normwise.generators import reproducible
+from normwise.loading import call, describe, load_object, parse_options, required_parameters
 
 CODE = """
 import torch

@@ -66,3 +66,16 @@ def test_at_most_twice_the_error_of_pytorchs_best_layout(
     for what, error, *best, want in zip(NAMES, ours, *theirs, right, strict=True):
         rounding = torch.finfo(dtype if what in ("y", "dx") else torch.float32).eps * want.abs().max().item()
         assert error <= 2 * min(best) + rounding, f"{what}: {error:.1e}, PyTorch's {min(best):.1e}"
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("side", [4, 7, 14])
+def test_short_planes_too(side: int, last: bool) -> None:
+    x, ones, zeros = torch.randn(32, 128, side, side), torch.ones(128), torch.zeros(128)
+    right = naive(x.double(), ones.double(), zeros.double(), 128)
+    forms = [torch.contiguous_format, torch.channels_last]
+    layouts = [x.contiguous(memory_format=form) for form in forms]
+    theirs = [(F.instance_norm(layout).double() - right).abs().max() for layout in layouts]
+    ours = (functional.instance_norm(layouts[last]).double() - right).abs().max()
+    assert ours <= 2 * min(theirs), f"{ours:.1e}, PyTorch's {min(theirs):.1e}"

@@ -54,6 +54,11 @@ def test_a_remembering_norm_is_cheaper_than_one_that_measures():
     assert costs["none"] == costs["batch"] < costs["instance"] < costs["switchable"]
 
 
+def test_norms_that_do_the_same_in_evaluation_cost_the_same():
+    costs = {norm_cost(records_of(text)[0]) for text in ("batch", "ghost", "renorm", "sync", "frozen", "domain")}
+    assert len(costs) == 1
+
+
 def entries(squares):
     state = spec.read(nn.BatchNorm2d(1))
     assert state is not None

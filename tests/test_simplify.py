@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import normwise as nw
+from normwise.errors import UsageError
 
 
 def model(norm: nn.Module) -> Any:
@@ -85,3 +86,8 @@ def test_tolerance() -> None:
 def test_other_norms_are_not_mentioned() -> None:
     plan = nw.simplify(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)))
     assert (plan.changes, plan.left) == ((), ())
+
+
+def test_what_does_not_run_is_told_by_its_own_name() -> None:
+    with pytest.raises(UsageError, match=r"^simplify: before the simplify the model does not run"):
+        nw.simplify(gated(1.0), example=torch.randn(2, 5, 8, 8))

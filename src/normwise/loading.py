@@ -1,22 +1,19 @@
 """The user's own code: found by name, called with care, its options read from text."""
 
-import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
-import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from normwise.errors import UsageError
+from normwise.generators import reproducible
 
 
 def load_object(text: str) -> Callable[..., Any]:
@@ -114,40 +111,6 @@ def describe(value: object) -> str:
     name = type(value).__name__
     article = "an" if name[0] in "AEIOUaeiou" else "a"
     return f"{article} {name}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
-
-
-def seed_everything(seed: int) -> None:
-    """Starts the random numbers of torch, NumPy and Python: user code may draw from any of them.
-
-    >>> seed_everything(0); first = random.random()
-    >>> seed_everything(0); first == random.random()
-    True
-    """
-    import numpy as np
-
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-@contextlib.contextmanager
-def reproducible(seed: int = 0) -> Iterator[None]:
-    """Within, random numbers of torch, NumPy and Python start from `seed`; afterwards all go on as before.
-
-    >>> with reproducible(): first = torch.rand(1)
-    >>> with reproducible(): first == torch.rand(1)
-    tensor([True])
-    """
-    import numpy as np
-
-    state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            seed_everything(seed)
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
 
 
 def _from_package(name: str) -> ModuleType:

@@ -3,15 +3,11 @@
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment
-from markupsafe import Markup
-
 from normwise.bench.figure import figure
 from normwise.bench.peers import OURS, PEERS
 from normwise.bench.summary import name, short
 from normwise.bench.table import notes, where
-from normwise.report.draw import DARK
-from normwise.report.page import asset, embedded, plotly_source
+from normwise.report.page import filled
 
 Json = dict[str, Any]
 
@@ -23,22 +19,18 @@ def render(content: Json) -> str:
     >>> "P&lt;1&gt;" in render(content | {"how": {"threads": 1}, "missing": {}, "summaries": [], "cells": []})
     True
     """
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    macros = asset("page.html").partition("<!DOCTYPE")[0]
     own = resources.files("normwise.bench").joinpath("page.html").read_text(encoding="utf-8")
     drawn = figure(content["cells"])
     shown = [peer for peer in PEERS if any(peer in row["peers"] for row in content["cells"])]
-    return environment.from_string(macros + own).render(
+    return filled(
+        own,
+        {drawn.id: [p.figure for p in drawn.panels]} if drawn else {},
         content=content,
         where=where(content),
         notes=list(notes(content)),
         drawn=drawn,
         titles=[PEERS[peer].title for peer in shown],
         rows=[_line(row, shown) for row in content["cells"]],
-        figures=embedded({"dark": DARK, "panels": {drawn.id: [p.figure for p in drawn.panels]} if drawn else {}}),
-        plotly=Markup(plotly_source()),
-        css=Markup(asset("page.css")),
-        js=Markup(asset("page.js")),
     )
 
 

@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
@@ -12,11 +10,10 @@ from threading import Thread
 from typing import IO, Any
 
 from normwise.bench.machine import SYSTEM
-from normwise.experiment.process import SOURCE, signal_name
+from normwise.experiment import process
 
 MODULE = "normwise.bench.peer"
 START = 120.0  # seconds a process may take to import what it needs
-THREADS = tuple(f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM"))
 
 
 class PeerEnded(Exception):
@@ -27,20 +24,11 @@ class PeerProcess:
     """One peer, alone in its process and in its process group, so that compilers it started end with it."""
 
     def __init__(self, name: str, threads: int, allocator: str = SYSTEM) -> None:
-        pythonpath = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
-        one_set = {variable: str(threads) for variable in THREADS}
-        others = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": pythonpath}
+        others = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "JAX_PLATFORMS": "cpu", **process.threads(threads)}
         if allocator != SYSTEM:
             others["LD_PRELOAD"] = os.pathsep.join(filter(None, (allocator, os.environ.get("LD_PRELOAD"))))
         self._log: IO[bytes] = TemporaryFile()  # noqa: SIM115  (closed with the process)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", MODULE, name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, **one_set, **others},
-            start_new_session=True,
-        )
+        self._process = process.start(MODULE, others, subprocess.PIPE, self._log, name)
         self._answers: SimpleQueue[str | None] = SimpleQueue()
         Thread(target=self._listen, daemon=True).start()
         try:
@@ -59,11 +47,7 @@ class PeerProcess:
 
     def close(self) -> None:
         """Ends the process and all that it started."""
-        with suppress(ProcessLookupError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+        process.kill_group(self._process)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._log):
             with suppress(BrokenPipeError):
@@ -93,8 +77,7 @@ class PeerProcess:
         self._log.seek(0)
         last = self._log.read().decode(errors="replace").strip().rpartition("\n")[2][:200]
         self.close()
-        code = self._process.returncode
-        how = f"killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        how = process.ended(self._process)
         return f"{how}: {last}" if last else how
 
     def _listen(self) -> None:

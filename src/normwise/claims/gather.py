@@ -10,7 +10,7 @@ from pathlib import Path
 from normwise.claims.claim import Experiment, Measures, Run, settings
 from normwise.claims.schedule import tuned_cells
 from normwise.experiment.trial import Interrupted, Result, Trial, finite
-from normwise.loading import reproducible
+from normwise.generators import reproducible
 
 TUNING = 900  # the first tuning seed; fresh seeds are 1, 2, ...
 BLOCK = 1000  # seeds of one master seed

@@ -103,8 +103,9 @@ def _unseen(name: str) -> Arm:
     if name == "keep" or name.startswith("{"):
         return Arm(name)
     parsed = spec.parse(name)
-    folds = parsed.name in ("none", "batch", "frozen")
-    return Arm(name, pools=" + ".join(NORMS[parsed.name].axes) or "nothing", cost=0.0 if folds else 1.0)
+    return Arm(
+        name, pools=" + ".join(NORMS[parsed.name].axes) or "nothing", cost=0.0 if NORMS[parsed.name].fixed else 1.0
+    )
 
 
 def _inspect(task: Task, name: str, batch_sizes: Sequence[int], setting: Setting) -> tuple[Any, Arm]:

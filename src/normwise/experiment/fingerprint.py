@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise.data import Arrays, Data, Samples, Source
-from normwise.loading import reproducible
+from normwise.generators import reproducible
 
 
 def digest(*parts: Any) -> str:

@@ -18,10 +18,9 @@ import psutil
 from normwise.errors import UsageError
 from normwise.experiment.trial import Result, Trial
 
-COMMAND = [sys.executable, "-P", "-m", "normwise.experiment.worker"]
 SOURCE = str(Path(__file__).parents[2])
-# One thread a process: as many processes as cores do the rest.
-ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")}
+COMMAND = [sys.executable, "-P", "-m", "normwise.experiment.worker"]
+LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
 
 
 class WorkerError(RuntimeError):
@@ -54,15 +53,8 @@ class WorkerProcess:
     """One worker process. `run` blocks in a thread of the engine's; `check` and `kill` come from others."""
 
     def __init__(self, log: BinaryIO, environment: Mapping[str, str] | None = None, answers: bool = True) -> None:
-        pythonpath = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if answers else subprocess.DEVNULL,
-            stderr=log,
-            env={**os.environ, **ONE_THREAD, "PYTHONPATH": pythonpath, **(environment or {})},
-            start_new_session=True,
-        )
+        stdout = subprocess.PIPE if answers else subprocess.DEVNULL
+        self._process = start("normwise.experiment.worker", {**threads(1), **(environment or {})}, stdout, log)
         self._usage = psutil.Process(self._process.pid)
         self._lock = Lock()
         self._begun: float | None = None
@@ -108,7 +100,7 @@ class WorkerProcess:
         """Ends the process and all that the user's code started in it."""
         self._why = self._why or why
         if self._process.returncode is None:
-            self._kill_group()
+            kill_group(self._process)
 
     def close(self) -> None:
         """Ends the process with all it started, waits for it and closes its pipes."""
@@ -120,10 +112,7 @@ class WorkerProcess:
 
     def ended(self) -> str:
         """How the process ended, where it has."""
-        code = self._process.poll()
-        if code is None:
-            return ""
-        return f"killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        return ended(self._process)
 
     def over_memory(self, limits: Limits) -> str:
         """What to say of a process that has more memory than a trial may."""
@@ -140,16 +129,46 @@ class WorkerProcess:
         """Waits for the end of a process whose pipe has ended, and says why it ended."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
-        self._kill_group()
+        kill_group(self._process)
         self._process.wait()
         return self._why or f"worker {self.ended()}"
 
-    def _kill_group(self) -> None:
-        with suppress(ProcessLookupError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+
+def start(
+    module: str, environment: Mapping[str, str], stdout: int, log: BinaryIO, *arguments: str
+) -> "subprocess.Popen[bytes]":
+    """A module of ours in a process and a session of its own, where what it starts ends with it."""
+    pythonpath = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=log,
+        env={**os.environ, "PYTHONPATH": pythonpath, **environment},
+        start_new_session=True,
+    )
+
+
+def kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a process with all that it started."""
+    with suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def ended(process: "subprocess.Popen[bytes]") -> str:
+    """How a process ended, where it has."""
+    code = process.poll()
+    if code is None:
+        return ""
+    return f"killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
+
+
+def threads(number: int) -> dict[str, str]:
+    """The environment in which every library takes so many threads."""
+    return {f"{library}_NUM_THREADS": str(number) for library in LIBRARIES}
 
 
 def pack(job: Callable[[Trial], Result], trials: Path, processes: int = 1) -> bytes:

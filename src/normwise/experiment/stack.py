@@ -35,7 +35,7 @@ class Members:
         if {learned[name].dtype for name in trained} != {torch.float32}:
             raise UnstackableError("the parameters that are trained must be float32")
         self.parameters = {name: _stack([model.get_parameter(name) for model in models]) for name in learned}
-        self.buffers = {name: _stack([_buffer(m, name) for m in models]) for name, _ in models[0].named_buffers()}
+        self.buffers = {name: _stack([m.get_buffer(name) for m in models]) for name, _ in models[0].named_buffers()}
         self.flat = torch.cat([self.parameters[name].flatten() for name in trained])
         self.sizes = [self.parameters[name].numel() for name in trained]
         self.leaves: dict[str, Tensor] = {}
@@ -93,10 +93,6 @@ def _in_memory_order(values: Tensor, like: Tensor) -> Tensor:
     if like.is_contiguous():
         return values.flatten()
     return values.permute(sorted(range(like.dim()), key=like.stride, reverse=True)).flatten()
-
-
-def _buffer(model: nn.Module, name: str) -> Tensor:
-    return model.get_buffer(name)
 
 
 def _shapes(model: nn.Module) -> tuple[object, ...]:

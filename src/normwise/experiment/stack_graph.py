@@ -18,6 +18,7 @@ from normwise.experiment import stack_layers as layers
 from normwise.experiment.stack import Members
 from normwise.experiment.trial import UnstackableError
 from normwise.kernels import Act
+from normwise.layers.normact import watched
 from normwise.surgery.forward import quiet
 from normwise.surgery.join import group
 from normwise.surgery.tape import at
@@ -73,7 +74,7 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(model: nn.Module) -> fx.Graph:
-    if any(_has_hooks(module) for module in model.modules()):
+    if any("forward" in vars(module) or watched(module) for module in model.modules()):
         raise UnstackableError("a layer has hooks")
     try:
         with warnings.catch_warnings():
@@ -81,11 +82,6 @@ def _trace(model: nn.Module) -> fx.Graph:
             return _Tracer().trace(model)
     except Exception as error:
         raise UnstackableError(f"the network cannot be traced: {error}") from error
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return "forward" in vars(module) or any(getattr(module, kind) for kind in kinds)
 
 
 def _shapes(model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
@@ -142,12 +138,7 @@ class _Rewriter:
         if kind in layers.RESHAPING:
             return self._reshape(node)
         _require_rank(node, _rank(kind))
-        if kind not in layers.MULTIPLIED and kind not in (
-            *layers.POINTWISE,
-            *layers.PLANEWISE,
-            *layers.DROPOUT,
-            nn.Linear,
-        ):
+        if kind not in layers.KNOWN:
             raise UnstackableError(f"{path} is a {kind.__name__}, whose values may cross the members")
         name = self.names.setdefault(path, f"layer{len(self.names)}")
         if name not in self.modules:

@@ -175,7 +175,7 @@ def _become_joint(norm: Any, path: str, members: int) -> None:
     faster = FASTER.get(kind)
     if isinstance(norm, Running):
         made.__class__ = type(kind.__name__, (ManyMemories, kind), {"members": members})
-        norm._told = True  # a member that diverges is told in its result
+        norm.skipped = None  # not counted: a member that diverges is told in its result
     elif isinstance(norm, _NormBase) and norm.momentum is None:
         raise UnstackableError(f"{path} has the momentum None, which PyTorch's own norm knows for one network only")
     elif faster and not (isinstance(norm, _InstanceNorm) and norm.track_running_stats):

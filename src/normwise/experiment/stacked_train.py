@@ -21,7 +21,7 @@ from normwise.experiment.stack_rows import Gathered, Rows
 from normwise.experiment.task import Task
 from normwise.experiment.train import Fit, build, environment, finished, marks, measures_of
 from normwise.experiment.trial import Result, Trial, UnstackableError
-from normwise.loading import seed_everything
+from normwise.generators import seed_everything
 
 MOMENTUM = 0.9  # of `defaults.sgd`
 KEPT = {-3: 1 << 25, -1: 1 << 30}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>, in bytes
@@ -92,7 +92,7 @@ class Stack:
         if checkpoint:
             checkpoint.resume(parts)
         for step, (x, y) in zip(range(progress.done + 1, steps + 1), self.batches.after(progress.done), strict=False):
-            values = descend(self.losses, x, y, self.task.rate_factor(step - 1, steps))
+            values = descend(self.losses, x, y, defaults.rate_factor(step - 1, steps))
             self._note(values, step, steps)
             if len(self.ended) == len(self.trials):
                 break

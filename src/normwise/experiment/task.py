@@ -67,10 +67,6 @@ class Task:
         kept = tuple(sentence for sentence in self.assumptions if not sentence.startswith(LENGTH))
         return dataclasses.replace(self, epochs=epochs, assumptions=kept)
 
-    def rate_factor(self, step: int, total_steps: int) -> float:
-        """What the learning rate is multiplied by at a step, where the task has no schedule of its own."""
-        return defaults.rate_factor(step, total_steps)
-
     def parts(self, seed: int) -> Parts:
         """The samples of a seed in mixed order: the same for every arm, on every machine."""
         data = self.data()

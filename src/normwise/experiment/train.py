@@ -14,11 +14,13 @@ from torch import nn
 from normwise.data import Batches
 from normwise.errors import UsageError
 from normwise.experiment.checkpoint import Checkpoint, Network, Stateful, Stream, UnusableError
+from normwise.experiment.defaults import rate_factor
 from normwise.experiment.evaluate import evaluate
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
 from normwise.experiment.trial import Result, Scores, Trial, finite
-from normwise.loading import describe, reproducible, seed_everything
+from normwise.generators import reproducible, seed_everything
+from normwise.loading import describe
 from normwise.surgery.command import read_spec
 from normwise.surgery.swap import swap
 
@@ -136,7 +138,7 @@ class Loop:
         bases = [group["lr"] for group in optimizer.param_groups]
 
         def advance(step: int) -> None:
-            factor = self.task.rate_factor(step, steps)
+            factor = rate_factor(step, steps)
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * factor
 

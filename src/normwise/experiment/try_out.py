@@ -9,7 +9,8 @@ from normwise.data import Batches
 from normwise.errors import UsageError
 from normwise.experiment.defaults import check_output, sgd
 from normwise.experiment.task import Task
-from normwise.loading import call, describe, reproducible
+from normwise.generators import reproducible
+from normwise.loading import call, describe
 
 SAMPLES = 4
 JUDGED = 500

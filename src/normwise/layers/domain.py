@@ -13,7 +13,7 @@ from normwise.layers.base import TableNorm, check_batch
 from normwise.layers.batch import batch_norm
 from normwise.layers.running import Memory
 from normwise.mixture import Mixture
-from normwise.table import Moments
+from normwise.table import Moments, align
 
 
 class DomainNorm(TableNorm):
@@ -70,7 +70,7 @@ class DomainNorm(TableNorm):
         if self.remembered()[0] is None and not ops.tracing():
             for d, samples in enumerate(self.current.bincount().tolist()):
                 if samples:  # of x the check reads the shape, so that any samples will do
-                    own = None if mask is None else mask.expand(_rest(x))[self.current == d]
+                    own = None if mask is None else align(mask, x).squeeze(1)[self.current == d]
                     check_batch(self, x[:samples], own)
         return ops.normalize(x, self.rule(x), self.tensors(x), mask=mask, observe=self.observe)
 
@@ -135,7 +135,3 @@ def _require_known(chosen: int | Tensor, domains: int) -> None:
             f"domain: must be from 0 to {domains - 1}, got {low if low < 0 else high}; build the layers with "
             "domain:K for K domains."
         )
-
-
-def _rest(x: Tensor) -> tuple[int, ...]:
-    return x.shape[0], *x.shape[2:]

@@ -179,7 +179,7 @@ def _cost(entry: NormEntry) -> list[str]:
     lines = [f"{mode}: reads x {_times(n)}, writes it once: {4 * (n + 1)} bytes a value" for mode, n in reads.items()]
     if _idle(entry):
         lines[1] = "evaluation: nothing, x itself comes back"
-    elif entry.axes and not own and not entry.given:
+    elif entry.fixed:
         lines[1] += "; a fixed weight and bias per channel, which nw.fold takes into the convolution before it"
     more = entry.cannot.get("keeps_one_activation_for_the_backward_pass")
     return [*lines, f"backward: {'keeps more than x: ' + more if more else 'keeps x and small tables'}"]

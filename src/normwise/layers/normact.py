@@ -137,17 +137,18 @@ _MODULES: dict[type, Any] = {
     nn.SiLU: lambda act: kernels.SILU,
     nn.GELU: lambda act: kernels.GELU if act.approximate == "none" else None,
 }
-_FUNCTIONS: dict[Any, kernels.Act] = {
-    F.relu: kernels.RELU,
-    F.relu_: kernels.RELU,
-    torch.relu: kernels.RELU,
-    torch.relu_: kernels.RELU,
-    F.relu6: kernels.hardtanh(0.0, 6.0),
-    F.leaky_relu: kernels.leaky_relu(),
-    F.hardtanh: kernels.hardtanh(),
-    F.silu: kernels.SILU,
-    F.gelu: kernels.GELU,
+ACTIVATIONS: dict[Any, type[nn.Module]] = {  # the module that does, as it comes, what a function does
+    F.relu: nn.ReLU,
+    F.relu_: nn.ReLU,
+    torch.relu: nn.ReLU,
+    torch.relu_: nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.hardtanh: nn.Hardtanh,
+    F.leaky_relu: nn.LeakyReLU,
+    F.silu: nn.SiLU,
+    F.gelu: nn.GELU,
 }
+_FUNCTIONS: dict[Any, kernels.Act] = {function: _MODULES[kind](kind()) for function, kind in ACTIVATIONS.items()}
 
 
 @cache

@@ -94,7 +94,8 @@ def build(
     spec = parse(spec)
     common = dict(eps=eps, momentum=momentum, affine=affine, bias=bias, track_running_stats=track_running_stats)
     try:
-        return NORMS[spec.name].make(num_features, **dict(spec.options), **common, device=device, dtype=dtype)
+        entry = NORMS[spec.name]
+        return (entry.make or entry.cls)(num_features, **dict(spec.options), **common, device=device, dtype=dtype)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

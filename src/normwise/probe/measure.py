@@ -1,6 +1,7 @@
 """Numbers about a network's norms, from records: pure arithmetic."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from normwise.layers import NORMS
@@ -34,11 +35,9 @@ def norm_cost(record: Record) -> int:
 
     Reading and writing cost 4 bytes a value, standardizing 2 operations, statistics a read and 3 operations.
     """
-    remembers = bool(record.state.track_running_stats) and record.state.spec.name == "batch"
-    measures = bool(NORMS[record.state.spec.name].axes) and not remembers
-    pools = len(NORMS[record.state.spec.name].axes) if measures else 0
-    values = math.prod(record.shape)
-    return values * (2 * BYTES_PER_NUMBER + 2 + measures * BYTES_PER_NUMBER + 3 * pools)
+    name, tracks = record.state.spec.name, bool(record.state.track_running_stats)
+    pools = [axes for axes in NORMS[name].axes if not tracks or (name != "instance" and "N" not in axes.split(","))]
+    return math.prod(record.shape) * (2 * BYTES_PER_NUMBER + 2 + bool(pools) * BYTES_PER_NUMBER + 3 * len(pools))
 
 
 def gradient_growth(records: Sequence[Record]) -> float | None:
@@ -49,6 +48,4 @@ def gradient_growth(records: Sequence[Record]) -> float | None:
     logs = [math.log(r.squared_gradient) for r in records if r.squared_gradient]
     if len(logs) < 2:
         return None
-    middle, mean = (len(logs) - 1) / 2, sum(logs) / len(logs)
-    slope = sum((depth - middle) * (y - mean) for depth, y in enumerate(logs))
-    return math.exp(-slope / sum((depth - middle) ** 2 for depth in range(len(logs))))
+    return math.exp(-statistics.linear_regression(range(len(logs)), logs).slope)

@@ -3,9 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-from markupsafe import Markup
-
 from normwise.files import write_atomic
 from normwise.report.claims_figure import BARS, figure
 from normwise.report.claims_words import (
@@ -21,8 +18,7 @@ from normwise.report.claims_words import (
     paragraph,
     verdict,
 )
-from normwise.report.draw import DARK
-from normwise.report.page import asset, embedded, plotly_source
+from normwise.report.page import asset, filled
 from normwise.report.text import duration
 
 Json = dict[str, Any]
@@ -39,8 +35,6 @@ def render(content: Json) -> str:
     >>> "<h1>The textbook, measured</h1>" in render({"claims": [], "config": {}})
     True
     """
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    macros = asset("page.html").partition("<!DOCTYPE")[0]
     claims = [
         {
             **claim,
@@ -51,7 +45,9 @@ def render(content: Json) -> str:
         }
         for claim in content["claims"]
     ]
-    return environment.from_string(macros + asset("claims.html")).render(
+    return filled(
+        asset("claims.html"),
+        {c["id"]: [p.figure for p in c["drawn"].panels] for c in claims},
         claims=claims,
         rows=list(by_row(claims).items()),
         config=content["config"],
@@ -64,10 +60,6 @@ def render(content: Json) -> str:
         beside=beside,
         notes=notes,
         duration=duration,
-        figures=embedded({"dark": DARK, "panels": {c["id"]: [p.figure for p in c["drawn"].panels] for c in claims}}),
-        plotly=Markup(plotly_source()),
-        css=Markup(asset("page.css")),
-        js=Markup(asset("page.js")),
     )
 
 

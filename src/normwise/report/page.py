@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, Template
+from jinja2 import Environment
 from markupsafe import Markup
 
 from normwise.files import write_atomic
@@ -34,7 +34,9 @@ def render(content: dict[str, Any]) -> str:
     view = View(content)
     drawn = figures(content)
     claim, additions = _parted(view.verdict["statement"])
-    return _template().render(
+    return filled(
+        "",
+        _panels(drawn),
         view=view,
         config=view.config,
         verdict=view.verdict,
@@ -50,10 +52,6 @@ def render(content: dict[str, Any]) -> str:
         settings=_settings(view),
         pools=_pools(view),
         rate=plain(view.verdict.get("learning_rate")),
-        figures=embedded({"dark": DARK, "panels": _panels(drawn)}),
-        plotly=Markup(plotly_source()),
-        css=Markup(asset("page.css")),
-        js=Markup(asset("page.js")),
     )
 
 
@@ -116,9 +114,17 @@ def _rounded(value: Any) -> Any:
     return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _template() -> Template:
+def filled(own: str, panels: dict[str, list[Json]], **content: Any) -> str:
+    """A page from its own template, or the report's, with the macros, looks and drawings that all pages have."""
+    macros, _, report = asset("page.html").partition("<!DOCTYPE html>")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(asset("page.html"))
+    return environment.from_string(macros + (own or f"<!DOCTYPE html>{report}")).render(
+        **content,
+        figures=embedded({"dark": DARK, "panels": panels}),
+        plotly=Markup(plotly_source()),
+        css=Markup(asset("page.css")),
+        js=Markup(asset("page.js")),
+    )
 
 
 def asset(name: str) -> str:

@@ -5,12 +5,12 @@ from typing import Any
 from torch import nn
 
 from normwise.errors import UsageError
+from normwise.layers import NORMS
 from normwise.layers.recurrent import Recurrent
 from normwise.surgery.adopt import adopt
 from normwise.surgery.find import norm_layers
 from normwise.surgery.plan import Plan, operation
 
-_BATCH = "batch", "ghost", "renorm", "sync", "frozen"
 _STEPS = "it evaluates by what it remembers of each time step; recalibrate it on such data instead"
 
 
@@ -36,7 +36,7 @@ def adapt(model: nn.Module, mix: float = 0.5, *, dry_run: bool = False) -> Plan:
             norm: Any = layer.module
             if isinstance(norm, Recurrent) and norm.norm == "batch":
                 plan.leave(layer.path, layer.what, _STEPS)
-            elif layer.state is None or layer.state.spec.name not in _BATCH:
+            elif layer.state is None or not NORMS[layer.state.spec.name].fixed:
                 plan.leave(layer.path, layer.what, layer.locked or "it does not evaluate by a remembered batch alone")
             elif norm.running_mean is None or not adopt(norm):
                 plan.leave(layer.path, layer.what, "it remembers no statistics to mix with")

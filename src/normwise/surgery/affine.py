@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normwise.layers import NORMS
 from normwise.ops import Affine, standardize
 from normwise.surgery.find import Found
 from normwise.table import Moments
-
-_FIXED = "none", "batch", "instance", "ghost", "renorm", "sync", "frozen"  # in evaluation a weight and bias
 
 
 def fixed_affine(layer: Found) -> Affine | str:
@@ -24,7 +23,8 @@ def fixed_affine(layer: Found) -> Affine | str:
     name = layer.state.spec.name if layer.state else None
     if layer.locked and not layer.frozen:
         return layer.locked
-    if name not in _FIXED and not layer.frozen:
+    foldable = name == "instance" or (name is not None and NORMS[name].fixed)
+    if not foldable and not layer.frozen:
         return f"{layer.what} measures each input, so no fixed weights can hold it"
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if name != "none" and mean is None:

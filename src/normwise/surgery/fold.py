@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 
 from normwise.errors import UsageError
+from normwise.layers.normact import watched
 from normwise.ops import Affine
 from normwise.surgery.affine import fixed_affine, product
 from normwise.surgery.find import Found, norm_layers, replace
@@ -110,11 +111,8 @@ def _obstacle(norm: nn.Module, source: nn.Module, owners: dict[int, list[nn.Modu
     tied = [p for p in source._parameters.values() if p is not None and len(owners[id(p)]) > 1]
     if tied:
         return "the layer before it shares its weight with another layer"
-    hooked = next((type(m).__name__ for m in (norm, source) for name in _HOOKS if vars(m)[name]), None)
+    hooked = next((type(m).__name__ for m in (norm, source) if watched(m)), None)
     return f"a hook watches {hooked}, and would see other values" if hooked else None
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _misshaped(layer: Found, source: Any, num_features: int, seen: Look | None) -> str | None:

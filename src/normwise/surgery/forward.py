@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from normwise.surgery.snapshot import Snapshot, rng_kept
+from normwise.generators import rng_kept
+from normwise.surgery.snapshot import Snapshot
 
 
 @contextmanager

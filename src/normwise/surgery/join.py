@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from normwise.kernels import Act
-from normwise.layers.normact import known_act, takes_tail
+from normwise.layers.normact import ACTIVATIONS, known_act, takes_tail
 from normwise.surgery.flow import is_linear
 from normwise.surgery.tape import Path, at
 
@@ -110,16 +109,4 @@ _SUMS: dict[Any, tuple[str, bool]] = {  # how it is called, and whether it write
     "add": ("call_method", False),
     "add_": ("call_method", True),
 }
-_ACTS: dict[Any, type[nn.Module]] = {
-    F.relu: nn.ReLU,
-    F.relu_: nn.ReLU,
-    torch.relu: nn.ReLU,
-    torch.relu_: nn.ReLU,
-    "relu": nn.ReLU,
-    "relu_": nn.ReLU,
-    F.relu6: nn.ReLU6,
-    F.hardtanh: nn.Hardtanh,
-    F.leaky_relu: nn.LeakyReLU,
-    F.silu: nn.SiLU,
-    F.gelu: nn.GELU,
-}
+_ACTS: dict[Any, type[nn.Module]] = {**ACTIVATIONS, "relu": nn.ReLU, "relu_": nn.ReLU}

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from normwise.errors import UsageError
-from normwise.surgery.snapshot import Snapshot, rng_kept
+from normwise.generators import rng_kept
+from normwise.surgery.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

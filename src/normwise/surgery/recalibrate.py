@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +67,6 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
     return plan
 
 
-class _Pool(NamedTuple):
-    """Mean, variance and count per channel, of shape (1, C) or (1, steps, C), in float64 on the CPU."""
-
-    mean: Tensor
-    var: Tensor
-    count: Tensor
-
-
 def _chosen(plan: Plan, model: nn.Module) -> dict[Any, str]:
     """The norms and memories of time steps to recalibrate, and their paths; the plan says why others are left."""
     chosen: dict[Any, str] = {}
@@ -109,10 +101,10 @@ def _why_left(model: nn.Module, norm: Any) -> str:
 
 def _measure(
     plan: Plan, model: nn.Module, norms: dict[Any, str], loader: Iterable[Any], call: Call
-) -> tuple[dict[Any, tuple[_Pool, int]], int]:
+) -> tuple[dict[Any, tuple[Moments, int]], int]:
     """Of each norm reached the merged moments and the number of uses; and the number of batches."""
-    merged: dict[Any, tuple[_Pool, int]] = {}
-    seen: list[tuple[Any, _Pool]] = []
+    merged: dict[Any, tuple[Moments, int]] = {}
+    seen: list[tuple[Any, Moments]] = []
 
     def observe(norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, *mask = args or (kwargs["input"] if "input" in kwargs else kwargs["x"],)
@@ -141,36 +133,35 @@ def _measure(
     return merged, number
 
 
-def _observed(norm: Any, path: str, x: Tensor, mask: Tensor | None) -> _Pool:
-    """The statistics of one use."""
+def _observed(norm: Any, path: str, x: Tensor, mask: Tensor | None) -> Moments:
+    """The statistics of one use: of shape (1, C), in float64 on the CPU."""
     unbatched = any(isinstance(norm, kind) and x.dim() == rank for kind, rank in _UNBATCHED)
     table = moments(x.detach().unsqueeze(0) if unbatched else x.detach(), mask)
     mean, var, count = (torch.as_tensor(each).cpu().double().expand(table.mean.shape) for each in table)
     if isinstance(norm, _InstanceNorm):
         var, count = Moments(mean, var, count).unbiased, torch.ones_like(mean)
-    pooled = _merge(norm, [_Pool(mean, var, count)])
-    if not isinstance(norm, _InstanceNorm) and (pooled.count <= 1).any():
+    pooled = _merge(norm, [Moments(mean, var, count)])
+    if not isinstance(norm, _InstanceNorm) and bool((torch.as_tensor(pooled.count) <= 1).any()):
         raise OneValue
     require_finite(path, pooled.mean + pooled.var)
     return pooled
 
 
-def _merge(norm: nn.Module, parts: Sequence[_Pool]) -> _Pool:
+def _merge(norm: nn.Module, parts: Sequence[Moments]) -> Moments:
     """Of batch norms the pool, by the law of total variance; of instance norms the averages they remember."""
     mean, var, count = (torch.cat(each) for each in zip(*level(parts), strict=True))
     if not isinstance(norm, _InstanceNorm):
-        whole = Moments(mean, var, count).pool(0)
-        return _Pool(whole.mean, whole.var, torch.as_tensor(whole.count))
+        return Moments(mean, var, count).pool(0)
     total = count.sum(0, keepdim=True)
     mean, var = (((count / total) * each).sum(0, keepdim=True) for each in (mean, var))
-    return _Pool(mean, var, total)
+    return Moments(mean, var, total)
 
 
-def _write(plan: Plan, path: str, norm: Any, pooled: _Pool, uses: int) -> None:
+def _write(plan: Plan, path: str, norm: Any, pooled: Moments, uses: int) -> None:
     if isinstance(norm, StepMemory):
-        write_steps(plan, path, norm, Moments(*pooled), uses)
+        write_steps(plan, path, norm, pooled, uses)
         return
-    var = (pooled.var if isinstance(norm, _InstanceNorm) else Moments(*pooled).unbiased)[0]
+    var = (pooled.var if isinstance(norm, _InstanceNorm) else pooled.unbiased)[0]
     old_mean, old_var = (norm.get_buffer(name).cpu().double() for name in _STATISTICS)
     moved = ((pooled.mean[0] - old_mean).abs() / (var + norm.eps).sqrt()).max().item()
     ratio = ((old_var + norm.eps) / (var + norm.eps)).log().abs().max().exp().item()

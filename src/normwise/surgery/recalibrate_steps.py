@@ -32,7 +32,7 @@ def level(tables: Sequence[Any]) -> list[Any]:
     if tables[0].mean.dim() < 3:
         return list(tables)
     steps = max(table.mean.shape[1] for table in tables)
-    return [type(table)(*(F.pad(t, (0, 0, 0, steps - t.shape[1])) for t in table)) for table in tables]
+    return [Moments(*(F.pad(t, (0, 0, 0, steps - t.shape[1])) for t in table)) for table in tables]
 
 
 def write_steps(plan: Plan, path: str, memory: StepMemory, pooled: Moments, uses: int) -> None:

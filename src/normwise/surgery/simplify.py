@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from normwise.layers.blend import BatchInstanceNorm, IBNorm, SwitchableNorm
 from normwise.layers.spec import NormSpec
-from normwise.surgery.check import require_runs, require_swapped
-from normwise.surgery.find import norm_layers, replace
-from normwise.surgery.parameters import follow, require_held, require_optimizer
+from normwise.surgery.find import Found, norm_layers
+from normwise.surgery.parameters import require_held, require_optimizer
 from normwise.surgery.plan import Plan, operation
-from normwise.surgery.swap import stand_in
+from normwise.surgery.swap import exchange, stand_in
 
 
 def simplify(
@@ -37,22 +36,14 @@ def simplify(
     require_optimizer(optimizer)
     with operation("simplify", model, optimizer, dry_run=dry_run) as plan:
         require_held(optimizer, model)
-        layers = norm_layers(model)
-        if example is not None:
-            require_runs(model, example, "before simplify")
-        stand_ins = {}
-        for layer in layers:
-            shares = _shares(layer.module)
-            if shares is not None:
-                new = stand_in(plan, layer, _settled(shares, tolerance), _spread(shares))
-                stand_ins |= {layer: new} if new is not None else {}
-        exchange = {layer.module: new for layer, new in stand_ins.items()}
-        plan.model = replace(model, exchange)
-        if optimizer is not None:
-            follow(optimizer, plan.model, exchange, {layer.module: layer.path for layer in layers})
-        if example is not None:
-            require_swapped(plan.model, stand_ins, example)
+        exchange(plan, norm_layers(model), lambda layer: _parent(plan, layer, tolerance), optimizer, example)
     return plan
+
+
+def _parent(plan: Plan, layer: Found, tolerance: float) -> nn.Module | None:
+    """The norm that a blend has settled on; None where it has not, or is no blend."""
+    shares = _shares(layer.module)
+    return None if shares is None else stand_in(plan, layer, _settled(shares, tolerance), _spread(shares))
 
 
 def _shares(norm: nn.Module) -> dict[str, Tensor] | None:

@@ -1,15 +1,14 @@
 """What a model is made of, kept so that it can be put back: the same objects, not copies."""
 
-import random
-import sys
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+
+from normwise.layers.running import Running
 
 
 class _Record(NamedTuple):
@@ -86,28 +85,6 @@ class Snapshot:
                 group["param_names"][:] = names
 
 
-@contextmanager
-def rng_kept() -> Iterator[None]:
-    """The random generators of torch, Python and NumPy go on as if nothing had been drawn inside.
-
-    >>> state = torch.get_rng_state()
-    >>> with rng_kept():
-    ...     _ = torch.rand(3)
-    >>> torch.equal(torch.get_rng_state(), state)
-    True
-    """
-    numpy = sys.modules.get("numpy.random")
-    python_state, numpy_state = random.getstate(), numpy.get_state() if numpy else None
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy:
-            numpy.set_state(numpy_state)
-
-
 def _record(module: nn.Module) -> _Record:
     attributes = dict(vars(module))
     containers = [(v, v.copy()) for v in attributes.values() if isinstance(v, dict | list | set)]
@@ -116,8 +93,6 @@ def _record(module: nn.Module) -> _Record:
 
 def _differences(record: _Record) -> Iterator[Callable[[], None]]:
     module, kind, attributes, containers = record
-    if module.__class__ is not kind:
-        yield lambda: _return_to(kind, module)
     for now, before in [(vars(module), attributes), *containers]:
         if not isinstance(now, MutableMapping):
             if _members(now) != _members(before):
@@ -126,11 +101,16 @@ def _differences(record: _Record) -> Iterator[Callable[[], None]]:
         put = {name: value for name, value in before.items() if name not in now or now[name] is not value}
         drop = [name for name in now if name not in before]
         if put or drop:
-            yield lambda now=now, put=put, drop=drop: _put_back(now, put, drop)
+            order = list(before)
+            yield lambda now=now, put=put, drop=drop, order=order: _put_back(now, put, drop, order)
+    if module.__class__ is not kind:
+        yield lambda: _return_to(kind, module)
 
 
 def _return_to(kind: type[nn.Module], module: nn.Module) -> None:
     """Ours keep their statistics in float32 in half precision too, and PyTorch's cannot read them."""
+    if isinstance(module, Running) and (module.frozen or module.mix) and not issubclass(kind, Running):
+        return  # frozen or adapted since, of which PyTorch's know nothing
     module.__class__ = kind
     weight = module._parameters.get("weight")
     if isinstance(module, _NormBase) and weight is not None and weight.dtype in (torch.float16, torch.bfloat16):
@@ -145,8 +125,8 @@ def _members(container: Any) -> Any:
     return [id(each) for each in container] if isinstance(container, list) else {id(each) for each in container}
 
 
-def _put_back(now: MutableMapping[str, Any], put: dict[str, Any], drop: list[str]) -> None:
-    """Entries return; a module that returns takes the mode of the one that stood in for it."""
+def _put_back(now: MutableMapping[str, Any], put: dict[str, Any], drop: list[str], order: list[str]) -> None:
+    """Entries return, to their places; a module that returns takes the mode of the one that stood in for it."""
     for name, value in put.items():
         stand_in = now.get(name)
         if isinstance(value, nn.Module) and isinstance(stand_in, nn.Module) and value.training != stand_in.training:
@@ -154,6 +134,8 @@ def _put_back(now: MutableMapping[str, Any], put: dict[str, Any], drop: list[str
         now[name] = value
     for name in drop:
         now.pop(name, None)
+    if list(now) != order:
+        _refill(now, {name: now[name] for name in sorted(now, key=lambda n: order.index(n) if n in order else len(order))})
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -1,6 +1,6 @@
 """swap: replaces the norm layers of any model, keeping what can be kept."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,19 +57,28 @@ def swap(
                 f"swap: {type(model).__name__} has no normalization layer, so there is nothing to replace."
             )
         rules.require_match([path for layer in layers for path in layer.paths])
-        if example is not None:
-            require_runs(model, example, "before the swap")
-        stand_ins = {each: new for each in layers if (new := _stand_in(plan, each, rules)) is not None}
+        made = exchange(plan, layers, lambda layer: _stand_in(plan, layer, rules), optimizer, example)
         require_fit(plan)
-        exchange = {layer.module: new for layer, new in stand_ins.items()}
-        _leave_fast_path(model, exchange)
-        plan.model = replace(model, exchange)
-        if optimizer is not None:
-            follow(optimizer, plan.model, exchange, {layer.module: layer.path for layer in layers})
-        if example is not None:
-            require_swapped(plan.model, stand_ins, example)
-        _announce(plan, rules, layers, exchange, optimizer)
+        _announce(plan, rules, layers, made, optimizer)
     return plan
+
+
+def exchange(
+    plan: Plan, layers: Iterable[Found], make: Callable[[Found], nn.Module | None], optimizer: Any, example: Any
+) -> dict[nn.Module, nn.Module]:
+    """Puts what `make` gives in the place of layers: the optimizer follows, the example shows that the model runs."""
+    model, layers = plan.model, list(layers)
+    if example is not None:
+        require_runs(plan, example)
+    stand_ins = {layer: new for layer in layers if (new := make(layer)) is not None}
+    made = {layer.module: new for layer, new in stand_ins.items()}
+    _leave_fast_path(model, made)
+    plan.model = replace(model, made)
+    if optimizer is not None:
+        follow(optimizer, plan.model, made, {layer.module: layer.path for layer in layers})
+    if example is not None:
+        require_swapped(plan, stand_ins, example)
+    return made
 
 
 def _leave_fast_path(model: nn.Module, exchange: Mapping[nn.Module, nn.Module]) -> None:

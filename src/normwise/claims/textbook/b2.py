@@ -1,6 +1,7 @@
 """B2: batch normalization regularizes by the noise of its mini-batches."""
 
 import math
+import statistics
 
 from normwise.claims.claim import Chart, Claim, Part, Published, Seed, cell, gap
 from normwise.claims.experiments.mates import DRAWS
@@ -14,8 +15,7 @@ def slope(seed: Seed) -> float:
     """The slope of log noise over log group size, plus 1."""
     x = [math.log(size) for size in SLOPE_SIZES]
     y = [math.log(seed[cell(norm="batch", ghost=size)]["noise"]) for size in SLOPE_SIZES]
-    middle, mean = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - middle) * (b - mean) for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x) + 1
+    return statistics.linear_regression(x, y).slope + 1
 
 
 def less_dropout(seed: Seed) -> float:

@@ -12,7 +12,7 @@ ENTRIES = (
     NormEntry(
         name="ghost",
         cls=GhostNorm,
-        make=GhostNorm,
+        fixed=True,
         axes=("N,HW",),
         summary="batch norm over chunks of the batch, each channel by itself",
         formula="y = (x - mean_kc) / sqrt(var_kc + eps) * weight + bias for chunk k",
@@ -30,7 +30,7 @@ ENTRIES = (
     NormEntry(
         name="renorm",
         cls=RenormNorm,
-        make=RenormNorm,
+        fixed=True,
         axes=("N,HW",),
         summary="batch norm tied to the remembered statistics in training too, within bounds",
         formula="y = ((x - mean_c) / std_c * r + d) * weight + bias; r, d lead to the remembered mean and std",
@@ -52,7 +52,7 @@ ENTRIES = (
     NormEntry(
         name="frozen",
         cls=FrozenNorm,
-        make=FrozenNorm,
+        fixed=True,
         summary="batch norm with fixed statistics, in training too",
         formula="y = (x - running_mean_c) / sqrt(running_var_c + eps) * weight + bias",
         pools="nothing: the statistics are given",
@@ -68,7 +68,7 @@ ENTRIES = (
     NormEntry(
         name="sync",
         cls=SyncNorm,
-        make=SyncNorm,
+        fixed=True,
         axes=("N,HW",),
         summary="batch norm over the batches of all processes together",
         formula="y = (x - mean_c) / sqrt(var_c + eps) * weight + bias, statistics over all processes",
@@ -79,7 +79,6 @@ ENTRIES = (
     NormEntry(
         name="domain",
         cls=DomainNorm,
-        make=DomainNorm,
         axes=("N,HW",),
         summary="batch norm with a memory for each domain, chosen per batch or per sample",
         formula="y = (x - mean_dc) / sqrt(var_dc + eps) * weight + bias for domain d",

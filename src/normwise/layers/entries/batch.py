@@ -9,7 +9,7 @@ ENTRIES = (
     NormEntry(
         name="none",
         cls=ChannelAffine,
-        make=ChannelAffine,
+        fixed=True,
         summary="no normalization: a learned weight and bias per channel",
         formula="y = x * weight + bias",
         pools="nothing",
@@ -21,7 +21,7 @@ ENTRIES = (
     NormEntry(
         name="batch",
         cls=BatchNorm,
-        make=BatchNorm,
+        fixed=True,
         axes=("N,HW",),
         summary="standardizes each channel over the batch; remembers the statistics for evaluation",
         formula="y = (x - mean_c) / sqrt(var_c + eps) * weight + bias",

@@ -9,7 +9,6 @@ ENTRIES = (
     NormEntry(
         name="batch-instance",
         cls=BatchInstanceNorm,
-        make=BatchInstanceNorm,
         axes=("N,HW", "HW"),
         summary="blends batch and instance norm by a learned gate per channel, which starts at batch",
         formula="y = (gate * batch(x) + (1 - gate) * instance(x)) * weight + bias",
@@ -22,7 +21,6 @@ ENTRIES = (
     NormEntry(
         name="switchable",
         cls=SwitchableNorm,
-        make=SwitchableNorm,
         axes=("HW", "C,HW", "N,HW"),
         summary="learns how much of instance, layer and batch statistics to take, starting at equal thirds",
         formula="y = (x - sum w_k mean_k) / sqrt(sum v_k var_k + eps) * weight + bias",
@@ -36,7 +34,6 @@ ENTRIES = (
     NormEntry(
         name="ibn",
         cls=IBNorm,
-        make=IBNorm,
         axes=("HW", "N,HW"),
         summary="instance norm for the first channels, batch norm for the rest",
         formula="y = (x - mean) / sqrt(var + eps) * weight + bias, moments of nc for c < ratio * C, else of c",
@@ -53,7 +50,6 @@ ENTRIES = (
     NormEntry(
         name="instance-enhanced",
         cls=InstanceEnhancedNorm,
-        make=InstanceEnhancedNorm,
         axes=("N,HW", "HW"),
         summary="batch norm whose weight each instance's own mean turns up or down: attention without a layer",
         formula="y = (x - mean_c) / sqrt(var_c + eps) * weight * sigmoid(gain * mean_nc + offset) + bias",

@@ -40,7 +40,6 @@ ENTRIES = (
     NormEntry(
         name="channel-layer",
         cls=ChannelLayerNorm,
-        make=ChannelLayerNorm,
         axes=("C",),
         summary="standardizes the channels of each position (layer norm with channels on axis 1, nothing permuted)",
         formula="y = (x - mean_np) / sqrt(var_np + eps) * weight + bias",
@@ -55,7 +54,6 @@ ENTRIES = (
     NormEntry(
         name="channel-rms",
         cls=ChannelRMSNorm,
-        make=ChannelRMSNorm,
         axes=("C",),
         summary="divides the channels of each position by their root mean square, with channels on axis 1",
         formula="y = x / sqrt(mean_np(x^2) + eps) * weight + bias",
@@ -71,7 +69,6 @@ ENTRIES = (
     NormEntry(
         name="dyt",
         cls=DynamicTanh,
-        make=DynamicTanh,
         summary="squashes every value by itself: dynamic tanh, which measures nothing",
         formula="y = tanh(alpha * x) * weight + bias",
         pools="nothing",

@@ -8,7 +8,6 @@ ENTRIES = (
     NormEntry(
         name="adain",
         cls=AdaptiveInstanceNorm,
-        make=AdaptiveInstanceNorm,
         kind="other",
         axes=("HW",),
         summary="gives each channel of the content the mean and deviation of the style's",
@@ -27,7 +26,6 @@ ENTRIES = (
     NormEntry(
         name="conditional-instance",
         cls=ConditionalInstanceNorm,
-        make=ConditionalInstanceNorm,
         kind="other",
         axes=("HW",),
         summary="instance norm whose weight and bias depend on a class or an embedding",
@@ -44,7 +42,6 @@ ENTRIES = (
     NormEntry(
         name="conditional-batch",
         cls=ConditionalBatchNorm,
-        make=ConditionalBatchNorm,
         kind="other",
         axes=("N,HW",),
         summary="batch norm whose weight and bias depend on a class or an embedding",
@@ -60,7 +57,6 @@ ENTRIES = (
     NormEntry(
         name="mixstyle",
         cls=MixStyle,
-        make=MixStyle,
         kind="other",
         axes=("HW",),
         summary="in training gives instances a mean and deviation mixed with another's; nothing in evaluation",

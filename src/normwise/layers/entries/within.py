@@ -11,7 +11,6 @@ ENTRIES = (
     NormEntry(
         name="instance",
         cls=InstanceNorm,
-        make=InstanceNorm,
         axes=("HW",),
         summary="standardizes each channel of each instance by itself",
         formula="y = (x - mean_nc) / sqrt(var_nc + eps) * weight + bias",
@@ -56,7 +55,6 @@ ENTRIES = (
     NormEntry(
         name="filter-response",
         cls=FilterResponseNorm,
-        make=FilterResponseNorm,
         axes=("HW",),
         summary="divides each channel of each instance by its root mean square; a learned threshold replaces the ReLU",
         formula="y = max(x / sqrt(mean_nc(x^2) + eps) * weight + bias, threshold)",
@@ -72,7 +70,6 @@ ENTRIES = (
     NormEntry(
         name="grn",
         cls=GlobalResponseNorm,
-        make=GlobalResponseNorm,
         axes=("HW",),
         summary="strengthens the channels that respond more than the instance's others do",
         formula="y = x + x * (G_c / (mean over channels of G + eps)) * weight + bias, G_c = sqrt(sum_nc(x^2))",
