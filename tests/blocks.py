@@ -1,4 +1,4 @@
-"""A small ResNet for the tests of accelerate, and a look at what was done in one pass."""
+"""Small networks for the tests of accelerate, and a look at what was done in one pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +54,27 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
+class Line(nn.Module):
+    """A convolution, a norm, and what a test adds."""
+
+    def __init__(self, after: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
+        self.after = after
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self, self.norm(self.conv(x)), x)
+
+
+class Gain(nn.Identity):
+    gain = 2.0
+
+    def after(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
 class Pooled(nn.Module):
     """It calls a function that pickle does not find by its qualified name."""
 
@@ -70,6 +91,10 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda c: nn.InstanceNorm2d(c, affine=True),
     "group": lambda c: nn.GroupNorm(4, c),
 }
+
+
+def parts() -> list[nn.Module]:
+    return [nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)]
 
 
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,9 @@ def scores(means: dict[str, float], spread: float = 0.003) -> Answer:
 
 def drive(process: Generator[list[Trial], dict[Trial, Result], Any], answer: Answer) -> tuple[Any, list[list[Trial]]]:
     """The outcome of a process and every list of trials it asked for."""
-    asked = [next(process)]
+    asked: list[list[Trial]] = []
     while True:
         try:
-            asked.append(process.send({trial: answer(trial) for trial in asked[-1]}))
+            asked.append(process.send({t: answer(t) for t in asked[-1]}) if asked else next(process))
         except StopIteration as stop:
             return stop.value, asked

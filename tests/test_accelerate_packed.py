@@ -169,6 +169,47 @@ def test_timms_gelu_is_known(tails: list[Tail]) -> None:
     assert [tail.act for tail in tails] == [kernels.GELU]
 
 
+def test_an_activation_that_is_no_module_is_left_or_called_as_timm_calls_it() -> None:
+    model, x = network(BatchNormAct2d(8, nn.ReLU())), image()
+    nw.accelerate(model)
+    del model[1].act
+    model[1].act = torch.tanh
+    wanted = model[2](torch.tanh(F.batch_norm(model[0](x), None, None, model[1].weight, model[1].bias, True)))
+    torch.testing.assert_close(model(x), wanted)
+    for norm, part in ((BatchNormAct2d(8, nn.ReLU()), "act"), (GroupNormAct(8, nn.ReLU()), "drop")):
+        setattr(norm, part, None)
+        plan = nw.accelerate(network(norm))
+        assert [left.note for left in plan.left] == ["its drop or its act is no module"]
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_frozen_statistics_stand(accelerated: bool) -> None:
+    model, x = network(BatchNormAct2d(8, nn.SiLU())), image()
+    step(model, x)
+    wanted, keys = model.eval()(x), list(model.state_dict())
+    if accelerated:
+        nw.accelerate(model)
+    model.train()
+    with untouched(model):
+        plan = nw.freeze(model)
+        plan.undo()
+    plan = nw.freeze(model, affine=True)
+    assert [(change.path, change.note) for change in plan.changes] == [("1", "statistics, weight and bias")]
+    before = copy.deepcopy(model.state_dict())
+    torch.testing.assert_close(copy.deepcopy(model)(x), wanted)
+    torch.testing.assert_close(model(x), wanted)
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    assert list(model.state_dict()) == keys
+    assert (len(nw.unfreeze(model).changes), model[1].weight.requires_grad) == (1, True)
+    assert not torch.allclose(model(x), wanted)
+
+
+def test_what_is_called_in_place_of_the_norms_own_forward_is_not_frozen() -> None:
+    norm: Any = BatchNormAct2d(8, nn.SiLU())
+    norm.forward = torch.tanh
+    assert [left.path for left in nw.freeze(network(norm)).left] == ["1"]
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_copies_stand_on_their_own(copied: Callable[[Any], Any]) -> None:
     model = network(BatchNormAct2d(8, nn.ReLU()))

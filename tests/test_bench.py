@@ -60,48 +60,6 @@ def shown(content: dict[str, Any]) -> str:
     return captured.get()
 
 
-# The cells
-
-
-def test_the_fixed_lists_hold_what_the_table_promises() -> None:
-    every = choose("all")
-    assert set(choose("default")) <= set(every)
-    assert len(every) == len(set(every)) == 9 * 2 * 2 * 4 + 4 * 2 * 2 * 4
-    assert {cell.dtype for cell in every} == {"float32", "bfloat16"}
-    assert all(cell.bytes > 2**23 for cell in every if cell.dtype == "bfloat16")
-
-
-def test_a_norm_narrows_the_list_and_a_shape_replaces_it() -> None:
-    assert {cell.norm for cell in choose("default", norms=["layer"])} == {"layer"}
-    cells = choose("default", shapes=["2x4x4x4", "2x6X5"])
-    assert {cell.shape for cell in cells} == {(2, 4, 4, 4), (2, 6, 5)}
-    assert len(cells) == 4 * 2 * 2 * 2
-
-
-@pytest.mark.parametrize(
-    ("norms", "shapes", "said"),
-    [
-        (["switchable"], [], "batch, instance, group:8 and layer, each also with .*; got 'switchable'"),
-        (["group:3"], ["2x4x4x4"], "num_channels must be divisible by num_groups|divisible"),
-        ([], ["2x4"], "a shape must be NxCxsizes of positive whole numbers such as 32x256x28x28, got '2x4'"),
-        ([], ["2x4x0"], "got '2x4x0'"),
-        ([], ["2x4xa"], "got '2x4xa'"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused_first(norms: list[str], shapes: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        choose("quick", norms, shapes)
-
-
-def test_unknown_peers_and_thread_counts_are_refused() -> None:
-    with pytest.raises(UsageError, match="the peers are eager, compile, jax, onnxruntime; got 'tvm'"):
-        run.bench("quick", peers=["tvm"])
-    with pytest.raises(UsageError, match="--threads must be at least 1, got 0"):
-        run.bench("quick", threads=0)
-    with pytest.raises(UsageError, match=r"--allocator must be system, .* got 'no_such_malloc'"):
-        run.bench("quick", allocator="no_such_malloc")
-
-
 # The truth
 
 
@@ -306,8 +264,15 @@ def test_what_memory_allows_is_counted_in_tensors() -> None:
 
 def test_a_busy_machine_is_told() -> None:
     busy, quiet = outcome(normwise=[1.0, 2.5]), outcome(normwise=[1.0, 1.9])
-    assert "In 1 of 2 cells rounds of the same call differ by more than 2x" in shown(content(busy, quiet))
+    text = shown(content(busy, quiet))
+    assert "In 1 of 2 cells, marked ~, rounds of the same call differ by more than 2x" in text
+    assert text.count("f~") == 1
+    assert "f~" in shown(content(busy))
+    assert "f+b~ " in shown(content(busy._replace(cell=replace(TINY, passes="forward+backward"))))
+    assert "instance 2x4x4x4 f float32 ~<" in page.render(content(busy))
     assert "busy" not in shown(content(quiet))
+    assert "f~" not in shown(content(quiet))
+    assert run._progress(busy, 8, 8, 0.0).endswith("; unsteady: rounds of the same call differ by more than 2x")
 
 
 def test_what_a_peer_does_not_offer_is_told_once() -> None:

@@ -1,26 +1,31 @@
 """The catalogue: what entries say, and that a norm added at run time appears everywhere."""
 
 import inspect
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_conformance
 import test_conformance_masks
 import test_conformance_tools
 from conformance import PROMISES
+from rich.console import Console
 from torch import nn
 
 import normwise
 from normwise.cli import main
 from normwise.errors import UsageError
 from normwise.layers import NORMS
+from normwise.layers.cards import table
 from normwise.layers.drawing import drawing
 from normwise.layers.explain import card, explain
+from normwise.layers.spec import KEEP
 
 TESTS = Path(__file__).parent
 
@@ -65,7 +70,8 @@ def test_the_steps_are_those_of_the_layer() -> None:
 
 def planes(text: str) -> list[list[str]]:
     """What a norm makes of the numbers: by instance, then by channel."""
-    return [row.partition(": ")[2].split(" | ") for row in explain(text)["steps"]["with weight 1, bias 0"]]
+    first = list(explain(text)["steps"].values())[2]
+    return [row.partition(": ")[2].split(" | ") for row in first]
 
 
 @pytest.mark.parametrize(
@@ -98,13 +104,44 @@ def test_the_pools_of_groups_follow_their_number() -> None:
 
 
 def test_what_does_not_follow_the_option_says_so() -> None:
-    assert "with the first value; drawn with its defaults)" in card("ghost:1")
-    assert explain("ghost:1")["steps"]["statistics"][-1] == "(with its defaults)"
+    assert "with the first value; drawn with its defaults)" in card("ibn:1")
+    assert explain("ibn:1")["steps"]["statistics"][-1] == "(with its defaults)"
     assert explain("group:8")["steps"] == explain("group:2")["steps"]  # four channels have no eight groups
     assert "4 channels, 3 positions, as group:2\n" in card("group:8")
     assert explain("group:8")["tensors"][0]["count"] == 64
-    with pytest.raises(UsageError, match="must be divisible by groups, got 64 and 128"):
-        explain("group:128")
+
+
+def test_the_pools_of_chunks_follow_their_size() -> None:
+    """Three instances in chunks of two: the drawing, the statistics and the numbers have as many."""
+    two = explain("ghost:2")
+    assert [row[15:19] for row in two["drawings"][0].splitlines()[1:]] == ["████", "████", "····"]
+    assert two["steps"]["statistics"][0] == "mean over N,HW: 2, 14, 1.5, 7, 2, 8, 3, 7"
+    assert planes("ghost:2")[2] == planes("instance")[2]
+    assert explain("ghost:1")["drawings"] == explain("instance")["drawings"]
+    assert explain("ghost")["steps"] == two["steps"] != explain("batch")["steps"]
+    assert "with the first value; drawn as ghost:2)" in card("ghost")
+    assert "; drawn" not in card("ghost:2") + card("ghost:1")
+    assert "on x of 3 instances" in card("batch")
+
+
+def test_groups_that_do_not_divide_64_channels_are_explained() -> None:
+    content = explain("group:3")
+    assert content["channels"] == content["tensors"][0]["count"] == 66
+    assert "(C)        66 for C = 66" in card("group:size=3")
+    assert explain("group:128")["channels"] == 128
+    with pytest.raises(UsageError, match="got 64 and 0"):
+        explain("group:0")
+
+
+def test_only_what_a_norm_learns_is_set() -> None:
+    assert list(explain("rms-token")["steps"])[2:] == ["with weight 1", "with weight 2"]
+    assert list(explain("adain")["steps"])[2:] == ["y"]
+    assert list(explain("grn")["steps"])[2:] == ["with weight 1, bias 0", "with weight 2, bias 1"]
+
+
+def test_what_is_not_promised_does_not_read_as_a_promise() -> None:
+    text = card("none").split("What most norms promise and it does not\n")[1]
+    assert text == "  not: a constant added everywhere changes nothing. Why: it does not subtract the mean"
 
 
 @pytest.mark.parametrize("name", [name for name, entry in NORMS.items() if entry.kind == "plane"])
@@ -153,6 +190,51 @@ def test_the_command_explains(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(UsageError, match=r"unknown norm 'bach', known are: none, batch, .*; did you mean batch"):
         explain("bach")
+
+
+def test_a_long_message_is_wrapped_at_words_in_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("explain", "nonsense") == 2
+    piped = capsys.readouterr().err
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert command("explain", "nonsense") == 2
+    shown = capsys.readouterr().err
+    assert piped.count("\n") == 1
+    assert max(map(len, shown.splitlines())) <= 60
+    assert shown.split() == piped.split()
+
+
+def test_keep_is_explained_though_it_is_no_norm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("explain", "keep") == 0
+    assert capsys.readouterr().out == f"keep: {KEEP}\n"
+    assert explain("keep") == {"schema": 1, "name": "keep", "summary": KEEP}
+    with pytest.raises(UsageError, match=r"keep is for compare and swap: .*; to build one, name one of: none, batch, "):
+        normwise.build("keep", 16)
+
+
+def test_a_piped_list_has_a_line_for_each_norm(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert command("list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["keep", *NORMS]
+    for line, entry in zip(lines[1:], NORMS.values(), strict=True):
+        assert entry.summary in line
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_a_terminals_list_breaks_no_word(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(table(width), markup=False, highlight=False)
+    shown = captured.get()
+    assert max(map(len, shown.splitlines())) <= width
+    words = set(shown.split())
+    assert {"keep", *NORMS} <= words
+    for entry in NORMS.values():
+        assert set(entry.summary.split()) <= words
+        assert set(entry.when.split()) <= words or width < 120
 
 
 @pytest.mark.parametrize(

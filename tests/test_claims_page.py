@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from invented_claims import claim, experiment, made, working
 
+from normwise import cli
 from normwise.claims.content import claims_content
 from normwise.claims.gather import Gathered
 from normwise.claims.registry import CLAIMS
@@ -113,15 +114,41 @@ def test_the_paragraph_names_the_other_parts_by_verdict():
     assert "Also supported: second: 20.0 points; third: 20.0 points. Contradicted: fourth: 20.0 points." in said
 
 
-def test_the_terminal_shows_the_rows_of_the_textbooks_table_with_measured_and_verdict():
+def printed(content, capsys):
+    """What `normwise claims` prints of this content."""
+    cli._show(content, False, lambda: page.console(content))
+    return capsys.readouterr().out
+
+
+def test_the_terminal_shows_the_rows_of_the_textbooks_table_with_measured_and_verdict(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     use, basis = ({**made([0.2, 0.21, 0.19, 0.2])[0], "id": name, "row": row} for name, row in ROWS_OF.items())
-    table = page.console({"claims": [use, basis], "config": {}})
-    assert [column.header for column in table.columns] == ["", "The textbook says", "Measured", "Verdict"]
-    columns = [list(column.cells) for column in table.columns]
-    assert columns[0] == ["", "I2", "", "B1"]
-    assert columns[1][::2] == ["[bold]Normalization basis[/bold]", "[bold]Use case[/bold]"]
-    assert columns[2][1] == "✓ first: 20.0 points"
-    assert columns[3][1] == "✓ supported"
+    text = printed({"claims": [use, basis], "config": {}}, capsys)
+    rows = [line.split("\u2502")[1:-1] for line in text.splitlines() if line.startswith("\u2502")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["", "Normalization basis", "", ""],
+        ["I2", "b is better than a.", "✓ first: 20.0 points", "✓ supported"],
+        ["", "Use case", "", ""],
+        ["B1", "b is better than a.", "✓ first: 20.0 points", "✓ supported"],
+    ]
+
+
+def test_the_terminal_shows_brackets_as_they_are(capsys):
+    """The command prints without markup, so what is bold must be styled, not tagged."""
+    claim = {**made([0.2, 0.21, 0.19, 0.2])[0], "row": "[bold]a[/bold]"}
+    assert "[bold]a[/bold]" in printed({"claims": [claim], "config": {}}, capsys)
+    assert "\\" not in printed({"claims": [claim], "config": {}}, capsys)
+
+
+def test_the_terminal_says_where_the_page_is_and_how_to_go_on(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    content = {"claims": made([0.2, 0.21]), "config": {"folder": "/runs/" + "claims" * 9, "finished": True}}
+    said = printed(content, capsys).replace("\n", "")
+    assert f"report: /runs/{'claims' * 9}/report.html" in said
+    assert "interrupted" not in said
+    content["config"]["finished"] = False
+    said = printed(content, capsys).replace("\n", "")
+    assert f"interrupted; the same command continues with --out /runs/{'claims' * 9}" in said
 
 
 def test_every_row_of_the_textbooks_table_has_a_claim():

@@ -101,6 +101,7 @@ def test_broken_designs_decide_nothing_and_a_working_one_does(invented, tmp_path
     assert len(crash["failures"]) == 16
     assert "no such thing" in crash["failures"][0]
     assert json.loads((tmp_path / "results.json").read_text()) == content
+    assert content["config"]["folder"] == str(tmp_path)
     assert (tmp_path / "report.html").read_text().count("Title &amp; more") >= 4
 
 

@@ -276,7 +276,8 @@ def test_lists_are_lists_even_of_one(norms, sizes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "says"), [("bench", "interrupted\n"), ("compare", "interrupted; the same command")]
+    ("command", "says"),
+    [("bench", "interrupted\n"), ("compare", "interrupted\n"), ("claims", "interrupted; the same command")],
 )
 def test_only_what_keeps_a_ledger_promises_to_continue(
     command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -286,6 +287,7 @@ def test_only_what_keeps_a_ledger_promises_to_continue(
 
     monkeypatch.setattr("normwise.bench.run.bench", interrupted)
     monkeypatch.setattr("normwise.experiment.compare.run_request", interrupted)
+    monkeypatch.setattr("normwise.claims.session.run_claims", interrupted)
     monkeypatch.setattr(sys, "argv", ["normwise", command])
     with pytest.raises(SystemExit) as stop:
         cli.main()

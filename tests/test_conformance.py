@@ -103,13 +103,24 @@ def test_one_instance(spec: str, training: bool) -> None:
 
 
 @every_norm_in_both_modes
-def test_no_instance(spec: str, training: bool) -> None:
-    """An empty batch gives an empty output and gradients of 0, and teaches nothing."""
-    norm, x = make(spec, training=training), sample(spec, 3, 5, n=0).requires_grad_()
+@pytest.mark.parametrize(("n", "height"), [(0, 3), (2, 0)], ids=["no instance", "no position"])
+@pytest.mark.parametrize("way", ["plainly", "differentiable again", "torch.func"])
+def test_no_value(spec: str, training: bool, n: int, height: int, way: str) -> None:
+    """A batch without values gives an empty output and gradients of 0, and teaches nothing."""
+    norm, x = make(spec, training=training), sample(spec, height, 5, n=n)
+    names, values = list(dict(norm.named_parameters())), list(norm.parameters())
     before = {name: t.clone() for name, t in norm.named_buffers()}
-    y = run(norm, x)
-    assert y.shape == x.shape
-    grads = torch.autograd.grad(y.sum(), [x, *norm.parameters()], allow_unused=True)
+
+    def total(x: Tensor, *parameters: Tensor) -> Tensor:
+        y = torch.func.functional_call(norm, dict(zip(names, parameters, strict=True)), feed(norm, x))
+        assert y.shape == x.shape
+        return y.sum()
+
+    if way == "torch.func":
+        grads = torch.func.grad(total, tuple(range(1 + len(values))))(x, *values)
+    else:
+        again, given = way == "differentiable again", [x.requires_grad_(), *values]
+        grads = torch.autograd.grad(total(*given), given, allow_unused=True, create_graph=again)
     assert all(g is None or not g.any() for g in grads)
     torch.testing.assert_close(dict(norm.named_buffers()), before, rtol=0, atol=0)
 

@@ -17,11 +17,14 @@ from conformance import (
     gradients,
     layouts,
     make,
+    on_last,
     run,
     sample,
 )
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
+import normwise as nw
 from normwise.layers.spec import build
 
 
@@ -100,14 +103,47 @@ def test_a_plain_norm_is_one_operator(spec: str) -> None:
 @every_norm_in_both_modes
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(spec: str, training: bool, strict: bool) -> None:
+    """The batch and, in rank 4, height and width stay open."""
     norm, x = make(spec, training=training), sample(spec, 3, 5)
-    batch, inputs = {0: torch.export.Dim("batch", min=2)}, feed(norm, x)
-    program = torch.export.export(copy.deepcopy(norm), inputs, dynamic_shapes=(batch,) * len(inputs), strict=strict)
-    other = sample(spec, 3, 5, n=9)
+    inputs, (batch, height, width) = feed(norm, x), (torch.export.Dim(name, min=2) for name in ("n", "h", "w"))
+    first = 1 if on_last(spec) else 2
+    dynamic = {0: batch, first: height, first + 1: width}, *({0: batch} for _ in inputs[1:])
+    program = torch.export.export(copy.deepcopy(norm), inputs, dynamic_shapes=dynamic, strict=strict)
+    other = sample(spec, 6, 4, n=9)
     exported = program.module()
     torch.testing.assert_close(exported(*feed(norm, other)), run(norm, other))
     for name, tensor in exported.state_dict().items():
         torch.testing.assert_close(tensor, norm.state_dict()[name])
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(C), nn.InstanceNorm2d(C, affine=True), nn.GroupNorm(2, C)], ids=repr)
+@layouts
+def test_export_of_accelerated_norms_keeps_what_it_may_open(norm: nn.Module, layout: torch.memory_format) -> None:
+    model, x = nn.Sequential(copy.deepcopy(norm), nn.ReLU()).eval(), torch.randn(3, C, 6, 5).to(memory_format=layout)
+    nw.accelerate(model)
+    open_ = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    program, other = torch.export.export(model, (x,), dynamic_shapes=(open_,)), torch.randn(2, C, 9, 11)
+    other = other.to(memory_format=layout)
+    torch.testing.assert_close(program.module()(other), model(other))
+
+
+def test_export_of_ghost_norm_in_training_leaves_the_plane_open() -> None:
+    norm, x = make("ghost:4"), sample("ghost:4", 3, 5)
+    dynamic = {2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    program, other = torch.export.export(copy.deepcopy(norm), (x,), dynamic_shapes=(dynamic,)), sample("ghost:4", 6, 4)
+    torch.testing.assert_close(program.module()(other), run(norm, other))
+
+
+@every_norm_in_both_modes
+def test_compiled_once_for_all_sizes(spec: str, training: bool) -> None:
+    torch._dynamo.reset()
+    norm, counter = make(spec, training=training), CompileCounter()
+    compiled = torch.compile(copy.deepcopy(norm), dynamic=True, fullgraph=True, backend=counter)
+    for n, height, width in ((11, 6, 7), (14, 9, 13), (15, 17, 12)):  # of no other size: equal ones are one to Dynamo
+        x = sample(spec, height, width, n=n)
+        y = compiled(*feed(norm, x))
+        torch.testing.assert_close(y, run(norm, x))
+    assert counter.frame_count == 1
 
 
 @every_plane_norm_in_both_modes

@@ -65,9 +65,31 @@ def test_without_scale_or_center() -> None:
     assert nw.from_keras(bare).weight is None
     centered: Any = nw.from_keras({**bare, "beta": [1.0, 2.0]})
     assert (centered.weight.tolist(), centered.bias.tolist()) == ([1, 1], [1, 2])
+    nn.Sequential(centered)(torch.randn(8, 2)).square().sum().backward()
+    assert (centered.weight.requires_grad, centered.bias.grad is None) == (False, False)
+    for _ in range(2):  # frozen by us too
+        assert list(nw.to_keras(centered)["weights"]) == ["beta", "moving_mean", "moving_variance"]
+        assert list(nw.to_flax(centered)["params"]) == ["bias"]
+        nw.freeze(centered, affine=True)
+    assert centered.bias.requires_grad is False
+    for other in (nw.BatchNorm(2).requires_grad_(False), nn.Sequential(nw.BatchNorm(2))):  # theirs has a gamma
+        nw.freeze(other, affine=True)
+        assert "gamma" in nw.to_keras(other[0] if isinstance(other, nn.Sequential) else other)["weights"]
     scaled: Any = nw.from_keras({**bare, "gamma": [1.0, 2.0]})
     assert (scaled.weight.tolist(), scaled.bias) == ([1, 2], None)
     assert "gamma" not in nw.to_keras(nw.BatchNorm(2, affine=False))["weights"]
+
+
+@pytest.mark.parametrize("frozen", ["frozen", "batch", "ghost:2", "sync"])
+def test_a_frozen_batch_norm_goes_over_as_batch_norm(frozen: str) -> None:
+    norm, x = nw.build(frozen, 4, eps=0.1, momentum=0.3), torch.randn(3, 4, 5, 5)
+    norm.load_state_dict(lively().state_dict())
+    nw.freeze(norm)
+    there = nw.to_keras(norm)
+    assert there["config"] == {"epsilon": 0.1, "momentum": 0.7}
+    for made in (nw.from_keras(there), nw.from_flax(nw.to_flax(norm))):
+        assert type(made) is nw.BatchNorm
+        torch.testing.assert_close(made.eval()(x), norm(x))
 
 
 def test_bfloat16_goes_over_as_float32() -> None:

@@ -15,6 +15,7 @@ import normwise
 from normwise.layers import NORMS
 
 ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 
 def load(name: str) -> ModuleType:
@@ -25,6 +26,24 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def links(page: Path) -> list[Path]:
+    """The files of this repository that a page links to."""
+    found = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", page.read_text())
+    return [(page.parent / link).resolve() for link in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_is_there_in_a_clone(page: Path) -> None:
+    """Pages that only the site has (norms, claims, reference) cannot be linked to: who reads a clone has none."""
+    assert [link for link in links(page) if not link.exists()] == []
+
+
+def test_the_first_page_leads_to_all_written_ones() -> None:
+    written = {page.resolve() for page in (ROOT / "docs").glob("*.md")}
+    included = {ROOT / "docs" / name for name in ("index.md", "changelog.md", "contributing.md")}
+    assert written - included <= set(links(ROOT / "docs" / "index.md"))
 
 
 def test_every_norm_has_its_card() -> None:

@@ -174,6 +174,15 @@ def test_unfreeze_lets_learn_only_what_freeze_kept_from_it() -> None:
     assert (norm.weight.requires_grad, norm.bias.requires_grad) == (True, False)
 
 
+def test_unfreeze_finds_what_was_frozen_before_a_swap() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    nw.freeze(model, affine=True)
+    nw.swap(model, "batch-instance")
+    assert [p.requires_grad for p in model[1].parameters()].count(False) == 2
+    assert nw.unfreeze(model).changes[0].note == "weight and bias"
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_recalibrate_leaves_frozen_layers() -> None:
     model = nn.Sequential(nw.BatchNorm2d(3), nw.FrozenNorm(3), nw.DomainNorm(3), nw.BatchNorm2d(3))
     nw.freeze(model[0])

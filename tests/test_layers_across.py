@@ -67,6 +67,22 @@ def test_ghost_chunks_of_few_values() -> None:
         nw.GhostNorm(4, chunk_size=0)
 
 
+def test_ghost_chunks_of_one_value_in_a_compiled_batch_of_any_size() -> None:
+    torch._dynamo.reset()
+    run = torch.compile(nw.GhostNorm(4, chunk_size=2), backend="aot_eager", dynamic=True)
+    assert run(torch.randn(9, 4, 3)).all()
+    run(torch.randn(12, 4))
+    with pytest.raises(ValueError, match=r"GhostNorm: .* at least 2 values per channel .* got 1"):
+        run(torch.randn(7, 4))
+
+
+def test_domains_per_sample_of_which_only_the_shape_is_known() -> None:
+    with torch.device("meta"):
+        norm, x = nw.DomainNorm(4), torch.empty(6, 4, 5)
+        with nw.domain(norm, [0, 0, 0, 1, 1, 1]):
+            assert norm(x, torch.ones(6, 5, dtype=torch.bool)).shape == x.shape
+
+
 def test_ghost_chunks_of_one_valid_value() -> None:
     """It was silently 0; a chunk without any is padding, and no reason to stop."""
     norm, x = nw.GhostNorm(4, chunk_size=2), torch.randn(5, 4, 3)
@@ -99,7 +115,7 @@ def test_renorm_in_training_is_as_in_evaluation_within_its_bounds() -> None:
 def test_renorm_bounds() -> None:
     norm, x = nw.RenormNorm(4, r_max=2, d_max=1), image() * 100 + 500
     torch.testing.assert_close(norm(x), F.batch_norm(x, None, None, training=True) * 2 + 1)
-    for wrong in ({"r_max": 0.5}, {"d_max": -1.0}):
+    for wrong in ({"r_max": 0.5}, {"d_max": -1.0}, {"r_max": float("nan")}, {"d_max": float("nan")}):
         with pytest.raises(ValueError, match="r_max must be at least 1 and d_max at least 0"):
             nw.RenormNorm(4, **wrong)
 
@@ -212,6 +228,11 @@ def test_the_domain_before_returns() -> None:
         (True, "must be a whole number, or one for each sample"),
         (torch.ones(4), "must be a whole number, or one for each sample, got torch.float32"),
         ([[0, 1]], r"of shape \(1, 2\)"),
+        (None, r"must be a whole number, .* sample, got None; write nw.domain\(model, 1\) or"),
+        ("a", r"must be a whole number, .* sample, got 'a'; write"),
+        ([0, [1]], r"must be a whole number, .* sample, got \[0, \[1\]\]; write"),
+        ([], r"must be a whole number, .* sample, got torch.float32 of shape \(0,\); write"),
+        (1j, r"must be a whole number, .* sample, got torch.complex64 of shape \(\); write"),
     ],
 )
 def test_domains_out_of_range(index: Any, message: str) -> None:

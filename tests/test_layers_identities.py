@@ -1,5 +1,6 @@
 """The catalogue's identities: each member of the family at its corner is another member, or PyTorch's function."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -83,6 +84,20 @@ def test_channel_norms_are_pytorchs_after_a_permutation() -> None:
     torch.testing.assert_close(layer(x), token(x.movedim(1, -1)).movedim(-1, 1))
     rms, token = pair(nw.ChannelRMSNorm(6, bias=False), nn.RMSNorm(6, eps=1e-5))
     torch.testing.assert_close(rms(x), token(x.movedim(1, -1)).movedim(-1, 1))
+
+
+@pytest.mark.parametrize("name", ["channel-layer", "channel-rms"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_channel_norms_in_channels_last_learn_from_halves_as_from_float64(name: str, autocast: bool) -> None:
+    """PyTorch's layer norm sums rows in the half type on the CPU."""
+    norm, x = nw.build(name, 6), torch.randn(8, 6, 48, 48).bfloat16().to(memory_format=torch.channels_last)
+    exact, g = copy.deepcopy(norm).double(), (torch.randn_like(x.float()) + 0.25).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, autocast):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    found = torch.autograd.grad(y, [*norm.parameters()], g)
+    wanted = torch.autograd.grad(exact(x.double()), [*exact.parameters()], g.double())
+    torch.testing.assert_close([t.double() for t in found], list(wanted), rtol=0.01, atol=0.01 * 18432**0.5)
 
 
 @modes

@@ -1,6 +1,7 @@
 """What running statistics do with bad batches, micro-batches, and torch.func."""
 
 import copy
+import io
 from typing import Any
 
 import pytest
@@ -191,3 +192,73 @@ def test_an_ensemble_learns_under_vmap_and_grad() -> None:
     members[0](x).pow(3).sum().backward()
     torch.testing.assert_close(gradients["weight"][1], members[0].weight.grad)
     torch.testing.assert_close(buffers["running_var"][1], members[0].running_var)
+
+
+POOLS_THE_BATCH = ["batch", "ghost:2", "renorm", "domain:2", "batch-instance", "switchable", "ibn", "sync"]
+
+
+@pytest.mark.parametrize("spec", POOLS_THE_BATCH)
+def test_a_compiled_batch_of_too_few_valid_values_teaches_nothing(spec: str) -> None:
+    """Eager it is refused; the running program cannot, and moved the memory towards mean and variance 0."""
+    torch._dynamo.reset()
+    norm, mask = nw.build(spec, 3), torch.zeros(6, 5, 5, dtype=torch.bool)
+    run = torch.compile(norm, fullgraph=True, backend="aot_eager")
+    run(image(), ~mask)
+    before = copy.deepcopy(norm.state_dict())
+    for valid in (0, 1):
+        mask[0, 0, :valid] = True
+        assert run(image(), mask).isfinite().all()
+        with nw.accumulate(norm):
+            run(image(), mask)
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_compiled_domain_of_one_sample_teaches_nothing() -> None:
+    torch._dynamo.reset()
+    norm = nw.DomainNorm(3)
+    with nw.domain(norm, [0, 0, 0, 1]):
+        torch.compile(norm, fullgraph=True, backend="aot_eager")(torch.randn(4, 3))
+    assert norm.get_buffer("running_var")[1].tolist() == [1, 1, 1]
+    assert norm.get_buffer("num_batches_tracked").tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("spec", ["batch", "instance", "renorm", "batch-instance"])
+@pytest.mark.parametrize("shape", [(4, 3, 0, 5), (0, 3, 5, 5)], ids=str)
+def test_compiled_for_no_values_nothing_is_learned(spec: str, shape: tuple[int, ...]) -> None:
+    torch._dynamo.reset()
+    norm, x = nw.build(spec, 3, track_running_stats=True), torch.randn(shape, requires_grad=True)
+    norm(image())
+    before = copy.deepcopy(norm.state_dict())
+    y = torch.compile(norm, fullgraph=True, backend="aot_eager")(x)
+    gradients = torch.autograd.grad(y.sum(), [x, *norm.parameters()], allow_unused=True)
+    assert not any(g.any() for g in gradients if g is not None)
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
+    assert norm.skipped == 0
+
+
+def saved(model: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved])
+def test_a_copy_made_while_accumulating_goes_on_by_itself(copied: Any) -> None:
+    """Its pool stayed open, which nobody would have closed: it remembered nothing any more."""
+    norm, x = nw.BatchNorm(3, momentum=1.0), image()
+    with nw.accumulate(norm):
+        norm(x)
+        twin = copied(norm)
+        norm(x)
+    twin(x)
+    torch.testing.assert_close(twin.running_mean, x.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))
+
+
+def test_a_copy_made_for_a_domain_is_of_no_domain() -> None:
+    norm = nw.DomainNorm(3)
+    with nw.domain(norm, 1):
+        twins = copy.deepcopy(norm), saved(norm)
+        assert norm.current == 1
+    assert [twin.current for twin in twins] == [0, 0]

@@ -113,6 +113,17 @@ def test_small_momentum_in_bfloat16() -> None:
     assert float(norm.running_mean) == pytest.approx(1 - 0.999**3000, abs=0.05)
 
 
+@tracking
+def test_a_half_checkpoint_that_is_assigned_is_remembered_wide(cls: Any, options: dict[str, Any]) -> None:
+    """In bfloat16 a small momentum stops at half of the way."""
+    with torch.device("meta"):
+        norm = cls(3, **options)
+    half = {name: t.bfloat16() if t.is_floating_point() else t for name, t in cls(3, **options).state_dict().items()}
+    norm.load_state_dict(half, assign=True)
+    assert {norm.running_mean.dtype, norm.running_var.dtype} == {torch.float32}
+    assert norm.weight is None or norm.weight.dtype == torch.bfloat16
+
+
 def test_meta_device_and_to_empty() -> None:
     norm = nw.BatchInstanceNorm(3, device="meta").bfloat16().to_empty(device="cpu")
     norm.reset_parameters()

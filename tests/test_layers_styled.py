@@ -65,9 +65,11 @@ def test_each_class_has_its_weight(cls: Any) -> None:
         ({"classes": 3}, torch.tensor([0, 3]), "classes go from 0 to 2, got 3; build it with more classes"),
         ({"classes": 3}, torch.tensor([-1, 0]), "classes go from 0 to 2, got -1"),
         ({"classes": 3}, torch.tensor([0]), r"a class index, .* instance, shape \(2,\), got .*\(1,\)"),
-        ({"classes": 3}, torch.ones(2), r"a class index, .* got torch.float32"),
-        ({"embedding": 3}, torch.ones(2, 4), r"an embedding, floating point .*, shape \(2, 3\), got .*\(2, 4\)"),
-        ({"embedding": 3}, torch.zeros(2, 3).long(), r"an embedding, .* got torch.int64"),
+        ({"classes": 3}, torch.ones(2), r"a class index, .* got torch.float32 .*; call condition.long\(\)"),
+        ({"classes": 3}, torch.ones(2).byte(), r"a class index, int64 or int32, .* got torch.uint8 .* condition.long"),
+        ({"classes": 3}, torch.ones(2).bool(), r"a class index, .* got torch.bool of shape \(2,\); call"),
+        ({"embedding": 3}, torch.ones(2, 4), r"an embedding, floating point, .*, shape \(2, 3\), got .*\(2, 4\)"),
+        ({"embedding": 3}, torch.zeros(2, 3).long(), r"an embedding, .* got torch.int64 .*; call condition.float\(\)"),
     ],
     ids=str,
 )  # fmt: skip
@@ -136,9 +138,20 @@ def test_mixstyle_never_mixes_with_padding() -> None:
         assert not y[1].any()
 
 
-@pytest.mark.parametrize("options", [{"p": 1.5}, {"p": -0.1}, {"alpha": 0.0}])
+@pytest.mark.parametrize("way", ["compiled", "vmap"])
+def test_mixstyle_that_does_not_mix_keeps_nan_to_its_instance(way: str) -> None:
+    """There the batch passes the arithmetic with a share of 1, and 0 times the partner's NaN is NaN."""
+    torch._dynamo.reset()
+    norm, x = nw.MixStyle(4, p=0.0), torch.randn(6, 4, 8)
+    x[0] = float("nan")
+    compiled, mapped = torch.compile(norm, backend="aot_eager"), torch.vmap(norm, randomness="different")
+    y = compiled(x) if way == "compiled" else mapped(x[None])[0]
+    torch.testing.assert_close(y[1:], x[1:])
+
+
+@pytest.mark.parametrize("options", [{"p": 1.5}, {"p": -0.1}, {"alpha": 0.0}, {"alpha": float("nan")}])
 def test_options_of_mixstyle(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="p must be between 0 and 1 and alpha above 0, got"):
+    with pytest.raises(ValueError, match="p must be between 0 and 1 and alpha above 0 and finite, got"):
         nw.MixStyle(4, **options)
 
 

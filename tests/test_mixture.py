@@ -207,6 +207,25 @@ def test_second_derivatives(residual):
     assert torch.autograd.gradgradcheck(run, leaves)
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("size", [(4,), (3, 4)])
+def test_the_bias_may_change_before_the_backward_pass(size, again):
+    """Without an activation no gradient asks for it."""
+    shapes = (3, 4, 3, 2), (4,), (4,), size
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+    def grads(change):
+        x, *tensors = leaves
+        y = ops.normalize(x, Mixture(EPS, own=True), tensors)
+        assert type(y.grad_fn).__name__ == "_MixtureBackward"
+        with torch.no_grad():
+            tensors[2].add_(change)
+        found = torch.autograd.grad(y.square().sum(), leaves, create_graph=again)
+        return [*found, *torch.autograd.grad(found[0].square().sum(), leaves[:3])] if again else found
+
+    torch.testing.assert_close(grads(0.0), grads(1.0))
+
+
 def test_the_rule_observes_the_pools():
     x, seen = torch.randn(5, 4, 6, 6), []
     for pool, pools in ((None, 1), (None, 2), (torch.tensor([0, 2, 2, 0, 0]), 3)):

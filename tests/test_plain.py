@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from normwise import functional, kernels, plain
-from normwise.kernels import RELU
+from normwise.kernels import NONE, RELU
 from normwise.layers import batch, within
 from normwise.table import wide
-from normwise.tail import Tail
+from normwise.tail import NOTHING, Tail
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
 
@@ -44,12 +44,12 @@ def affine(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return tuple(torch.rand(SHAPE[1], dtype=dtype).add(0.5).requires_grad_() for _ in range(2))  # pyright: ignore
 
 
-def ours(norm: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def ours(norm: str, x: Tensor, weight: Any = None, bias: Any = None, *, tail: Tail = NOTHING) -> Tensor:
     if norm == "batch":
-        return plain.batch_norm(x, weight, bias, 1e-5)[0]
+        return plain.batch_norm(x, weight, bias, 1e-5, None, tail)[0]
     if norm == "instance":
-        return plain.instance_norm(x, weight, bias, 1e-5)
-    return plain.group_norm(x, GROUPS[norm], weight, bias, 1e-5)
+        return plain.instance_norm(x, weight, bias, 1e-5, tail)
+    return plain.group_norm(x, GROUPS[norm], weight, bias, 1e-5, tail)
 
 
 def theirs(norm: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -93,6 +93,37 @@ def test_first_and_second_derivatives(norm: str, last: bool) -> None:
     assert is_native(ours(norm, *inputs))
     assert torch.autograd.gradcheck(lambda *t: ours(norm, *t), inputs)
     assert torch.autograd.gradgradcheck(lambda *t: ours(norm, *t), inputs, fast_mode=True)
+
+
+@every_norm
+@pytest.mark.parametrize("again", [False, True], ids=["once", "differentiable again"])
+@pytest.mark.parametrize("follows", ["nothing", "residual", "residual and ReLU"])
+def test_the_bias_may_change_before_the_backward_pass(norm: str, again: bool, follows: str) -> None:
+    """Nor do PyTorch's operators ask for it there."""
+    residual = None if follows == "nothing" else sample()
+    tail = Tail(residual, RELU if "ReLU" in follows else NONE)
+    g, inputs = sample(), [sample().requires_grad_(), *affine()]
+
+    def grads(change: float) -> list[Tensor]:
+        y = ours(norm, *inputs, tail=tail)
+        assert is_native(y)
+        with torch.no_grad():
+            inputs[2].add_(change)
+        found = torch.autograd.grad(y, inputs, g, create_graph=again)
+        return [*found, *torch.autograd.grad(found[0].square().sum(), inputs[:2])] if again else list(found)
+
+    want = grads(0.0)
+    torch.testing.assert_close(grads(1.0), want)
+
+
+@every_norm
+def test_a_bias_that_tells_where_relu_cuts_may_not_change(norm: str) -> None:
+    inputs = [sample().requires_grad_(), *affine()]
+    y = ours(norm, *inputs, tail=Tail(act=RELU))
+    with torch.no_grad():
+        inputs[2].add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_fixed_statistics_have_first_and_second_derivatives() -> None:
@@ -317,6 +348,20 @@ def test_layers_under_torch_func(norm: str, training: bool) -> None:
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x[:, None])
     wanted = [torch.stack(grads) for grads in zip(*(plainly(one[None]) for one in x), strict=True)]
     torch.testing.assert_close(list(each.values()), wanted)
+
+
+@pytest.mark.parametrize("half_model", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("norm", [*LAYERS, "instance that remembers"])
+def test_half_layers_under_vmap(norm: str, dtype: torch.dtype, half_model: bool) -> None:
+    """PyTorch's rules for vmap refuse a half input with float32 statistics, or give a float32 output."""
+    remembers = norm not in LAYERS
+    make = (lambda: within.InstanceNorm2d(6, track_running_stats=True)) if remembers else LAYERS[norm]
+    layer, x = make().to(dtype if half_model else torch.float32).eval(), sample(dtype=dtype)
+    each = torch.func.vmap(layer)(x[:, None])[:, 0]
+    assert each.dtype == dtype
+    torch.testing.assert_close(each, layer(x), rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+    torch.func.jacrev(lambda x: layer(x).sum())(x)
 
 
 @every_layer

@@ -59,7 +59,7 @@ def test_race_goes_on_until_the_cheapest_arm_is_safe() -> None:
     assert standing.named in means
 
 
-def test_undecided_at_the_last_look_names_the_smallest_bound() -> None:
+def test_undecided_at_the_last_look_names_the_best_mean() -> None:
     _, standing, asked = race(scores({"batch": 0.95, "layer": 0.95}, 0.1), "batch", "layer", delta=0.001)
     assert standing.kind == "undecided"
     assert asked == [16, 16, 16]
@@ -141,7 +141,7 @@ def test_interrupted_race_stands_on_its_finished_looks() -> None:
     assert early.looks == (8,)
     assert early["batch"].scores == whole["batch"].scores[:8]
     unchecked = known(tuned, first, second, third)
-    assert (unchecked.looks, unchecked.rival) == ((8, 16, 24), None)
+    assert (unchecked.looks, unchecked.checked) == ((8, 16, 24), None)
     assert known(tuned, first, second, third, check) == whole
 
 
@@ -237,7 +237,7 @@ def test_length_check_asks_for_two_arms_twice_and_for_all_left_half() -> None:
         ("layer", 2.0),
     }
     assert {t.seed for t in asked} == set(range(8))
-    assert cell.rival == "layer"
+    assert cell.checked == ("batch", "layer")
     assert [len(arm.half) for arm in cell.arms] == [8, 8, 0]
     assert [len(arm.double) for arm in cell.arms] == [8, 8, 0]
 
@@ -246,10 +246,10 @@ def test_length_check_is_left_out_where_the_allowance_is_out() -> None:
     prices = {(arm, SIZE): 1.0 for arm in RATES}
     plan = plan_for(*RATES, delta=0.02, price=prices, allowance={SIZE: 39.0})
     cell, asked = drive(run(plan, SIZE), by_length(GAIN))
-    assert cell.rival is None
+    assert cell.checked is None
     assert all(t.length <= 1.0 for step in asked for t in step)
     affordable = replace(plan, allowance={SIZE: 40.0})
-    assert drive(run(affordable, SIZE), by_length(GAIN))[0].rival == "layer"
+    assert drive(run(affordable, SIZE), by_length(GAIN))[0].checked == ("batch", "layer")
 
 
 def test_winner_is_checked_against_the_best_dropped_arm() -> None:

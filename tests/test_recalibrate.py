@@ -37,6 +37,10 @@ def test_statistics_are_those_of_the_population(norm: Any, training: bool) -> No
     assert model[0].num_batches_tracked.item() == 3
 
 
+def test_one_batch_is_told_as_one() -> None:
+    assert recalibrate(nn.Sequential(nw.BatchNorm(3)), drifting()[:1]).notes == ("1 batch.",)
+
+
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=5), st.integers(0, 100))
 def test_the_cut_into_batches_does_not_matter(sizes: list[int], seed: int) -> None:
     x = torch.randn(sum(sizes), 2, generator=torch.Generator().manual_seed(seed))

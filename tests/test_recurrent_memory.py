@@ -56,6 +56,14 @@ class TestAccumulate:
             layer(batch())
         torch.testing.assert_close(layer.state_dict(), before)
 
+    def test_a_copy_goes_on_by_itself(self) -> None:
+        layer, x = made("LSTM", "batch", momentum=None), batch()
+        with nw.accumulate(layer):
+            layer(x)
+            twin = copy.deepcopy(layer)
+        twin(x)
+        torch.testing.assert_close(twin.state_dict(), layer.state_dict())
+
     def test_compiled(self) -> None:
         torch._dynamo.reset()
         layer, parts = made("GRU", "batch"), [batch(3), batch(3)]
@@ -139,6 +147,15 @@ class TestPoison:
         torch.testing.assert_close(memory.running_mean[2:], before["memory_l0.running_mean"][2:])
         torch.testing.assert_close(memory.running_var[2:], before["memory_l0.running_var"][2:])
         assert list(layer.state_dict()) == list(before)
+
+
+def test_a_half_checkpoint_that_is_assigned_is_remembered_wide() -> None:
+    layer: Any = made("LSTM", "batch")
+    layer(batch())
+    half = {name: t.bfloat16() if t.is_floating_point() else t for name, t in layer.state_dict().items()}
+    layer.load_state_dict(half, assign=True)
+    assert {layer.memory_l0.running_mean.dtype, layer.memory_l0.running_var.dtype} == {torch.float32}
+    torch.testing.assert_close(layer.memory_l0.running_mean, half["memory_l0.running_mean"].float())
 
 
 class TestRecalibrate:

@@ -39,7 +39,7 @@ def test_the_summary_has_a_line_per_arm_and_batch_size() -> None:
     lines = shown(console.summary(made.content())).splitlines()
     rows = [line.split() for line in lines if line.split()[:1] == ["layer"]]
     assert rows == [
-        ["layer", "0.05", "16", "96.9", "-1.0", "(-1.7", "to", "-0.3)", "in", "the", "race"],
+        ["layer", "0.05", "16", "96.9", "-1.0", "(-1.7", "to", "-0.3)", "open"],
         ["layer", "0.05", "16", "96.9", "-1.2", "(-1.5", "to", "-0.9)", "worse"],
     ]
     assert max(map(len, lines)) <= 80

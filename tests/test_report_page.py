@@ -151,7 +151,7 @@ def test_how_sure_and_at_what_cost_stand_under_the_verdict() -> None:
     )
     assert said["Cost"].startswith("424 trials, 3 min 34 s on 2 workers, cpu, fp32. At inference batch folds away")
     assert 'from 0.4 points (batch) to 1.5 points ("none")' in said["Training length"]
-    assert "12 epochs; at twice the length the order stays." in said["Training length"]
+    assert "12 epochs; at twice the length no change of the order was shown." in said["Training length"]
     assert said["Over batch sizes"].startswith("Over batch sizes 8 and 64 batch loses least")
 
 

@@ -36,7 +36,8 @@ def test_first_option_may_be_named() -> None:
     ("text", "message"),
     [
         ("btach", "unknown norm 'btach', known are: none, batch, .*; did you mean batch?"),
-        ("keep", "unknown norm 'keep', known are: none, batch"),
+        ("keep", "keep is for compare and swap: each layer stays as it is .*; to build one, name one of: none, batch"),
+        ("nonsense", r"unknown norm 'nonsense', known are: [^;]*\.$"),
         ("group:", "group: an option must follow the colon, got 'group:'; write group without it."),
         ("group:many", "group: groups must be a whole number, got 'many'."),
         ("group:2.5", "group: groups must be a whole number, got '2.5'."),
@@ -49,6 +50,11 @@ def test_first_option_may_be_named() -> None:
 def test_bad_texts(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(text)
+
+
+def test_channels_in_the_place_of_the_spec_are_told() -> None:
+    with pytest.raises(UsageError, match=r"must be given as a spec such as 'group:8', got 16; the channels come after"):
+        build(16, "batch")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -202,4 +208,4 @@ def test_catalogue() -> None:
     content = catalogue()
     assert content["schema"] == 1
     assert [norm["name"] for norm in content["norms"]] == list(NORMS)
-    assert table().row_count == len(NORMS)
+    assert table(80).row_count == len(NORMS) + 1  # and keep

@@ -11,17 +11,22 @@ import torch
 from models import ZOO, fingerprint, lively, plain, untouched
 from torch import nn
 
+import normwise as nw
 from normwise.errors import UsageError
 from normwise.surgery import fold as fold_module
 from normwise.surgery import recalibrate as recalibrate_module
 from normwise.surgery import swap as swap_module
+from normwise.surgery.accelerate import accelerate
+from normwise.surgery.adapt import adapt
 from normwise.surgery.fold import fold
 from normwise.surgery.forward import call, quiet
+from normwise.surgery.freeze import freeze
 from normwise.surgery.plan import Plan, operation
 from normwise.surgery.recalibrate import recalibrate
 from normwise.surgery.snapshot import Snapshot
 from normwise.surgery.swap import swap
 from normwise.surgery.sync import sync
+from normwise.surgery.weights import weight_standardization
 
 VERBS = {
     "swap": lambda model, example, dry_run: swap(model, "group:1", example=example, dry_run=dry_run),
@@ -138,6 +143,33 @@ def test_plans_can_be_undone_in_turn() -> None:
         assert [len(plan.changes) for plan in plans] == [1, 1, 1]
         for plan in reversed(plans):
             plan.undo()
+
+
+def test_undo_restores_the_order_of_tensors() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with untouched(model):
+        weight_standardization(model).undo()
+
+
+@pytest.mark.parametrize("verb", [freeze, adapt])
+def test_what_is_frozen_or_adapted_stays_so_when_an_earlier_acceleration_is_undone(verb: Any) -> None:
+    model, x = lively(plain()), torch.randn(4, 3, 9, 9)
+    with untouched(model):
+        first = accelerate(model)
+        if not first.changes:
+            pytest.skip("the kernels were not built")
+        second = verb(model)
+        wanted = model.train(verb is freeze)(x)
+        first.undo()
+        before = {name: t.clone() for name, t in model.named_buffers()}
+        torch.testing.assert_close(model(x), wanted)
+        assert all(torch.equal(t, before[name]) for name, t in model.named_buffers())
+        model.train()
+        second.undo()
+        norms: list[Any] = [model.get_submodule(path) for path in ("1", "4")]
+        assert {type(norm) for norm in norms} == {nw.BatchNorm2d}  # our class stays, and computes the same
+        for norm in norms:
+            norm.__class__ = nn.BatchNorm2d
 
 
 def test_repr_and_json_tell_the_whole_story() -> None:

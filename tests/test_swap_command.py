@@ -67,6 +67,30 @@ def test_a_mapping_that_matches_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert "pattern 'stage1.*' matches no normalization layer" in capsys.readouterr().out
 
 
+def test_the_command_says_what_it_wrote_and_what_it_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert swap(tmp_path, "instance", "-o", str(out)) == 0
+    first = capsys.readouterr().out
+    assert "7 layers changed" in first
+    assert first.endswith(f"written to {out}: plan.json, weights.safetensors\n")
+    assert swap(tmp_path, "group:2", "-o", str(out)) == 0
+    again = capsys.readouterr().out
+    assert again.endswith(f"written to {out}: plan.json, weights.safetensors (replaced an earlier swap's)\n")
+    assert swap(tmp_path, "group:2", "--dry-run") == 0
+    assert "written" not in capsys.readouterr().out
+
+
+def test_the_command_says_that_nothing_was_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert swap(tmp_path, "keep", "-o", str(out)) == 0
+    said = capsys.readouterr().out
+    assert "swap: 0 layers changed\n" in said
+    assert said.endswith("weights.safetensors; no layer was changed: these are the model's own weights\n")
+    assert json.loads((out / "plan.json").read_text())["changes"] == []
+
+
 def test_no_folder_to_write_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert swap(tmp_path, "group:2") == 2
     assert "give -o FOLDER, or --dry-run to see the plan only" in capsys.readouterr().err

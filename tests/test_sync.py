@@ -111,6 +111,16 @@ def test_sync_and_unsync_keep_what_was_learned() -> None:
     assert type(model[1]) is nn.BatchNorm2d
 
 
+def test_an_adapted_norm_stays_adapted() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(4, 3, 8, 8)
+    nw.adapt(model, 0.3)
+    wanted = model(x)
+    nw.sync(model)
+    torch.testing.assert_close(model(x), wanted)
+    nw.unsync(model)
+    torch.testing.assert_close(model(x), wanted)
+
+
 def test_nothing_to_synchronize() -> None:
     with pytest.raises(UsageError, match="sync: GroupNorm has no batch normalization layer"):
         nw.sync(nn.GroupNorm(1, 3))

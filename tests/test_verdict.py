@@ -54,10 +54,12 @@ def arm(norm: str, mean: float, spread: float = 0.002, n: int = 8, **more: Any) 
     return ArmOutcome(norm, 0.1, more.pop("cost", 0.0), scores, failed=more.pop("failed", (False,) * n), **more)
 
 
-def verdict(*arms: ArmOutcome, rival: str | None = None, unit: str = "points", **changes: Any) -> dict[str, Any]:
+def verdict(
+    *arms: ArmOutcome, checked: tuple[str, str] | None = None, unit: str = "points", **changes: Any
+) -> dict[str, Any]:
     plan = plan_for(*(arm.norm for arm in arms), **changes)
     looks = (max(len(arm.scores) for arm in arms),)
-    return build(plan, [CellOutcome(SIZE, arms, looks, rival)], unit)
+    return build(plan, [CellOutcome(SIZE, arms, looks, checked)], unit)
 
 
 def test_tie_names_the_cheapest_and_lists_the_others() -> None:
@@ -142,7 +144,7 @@ def test_unstable_arm_is_outside_the_claim() -> None:
     wild = arm("none", 0.96, 0.3, out="unstable", failed=(True, True, *[False] * 6))
     found = verdict(arm("batch", 0.97), arm("layer", 0.97), wild)
     assert "no other stable arm is" in found["statement"]
-    assert found["statement"].endswith("; out as unstable: none.")
+    assert found["statement"].endswith('; out as unstable: "none".')
     assert (
         found["per_batch_size"][0]["arms"][2] | {"bound": None, "state": "unstable", "failures": 2}
         == (found["per_batch_size"][0]["arms"][2])
@@ -159,6 +161,21 @@ def test_failures_of_the_named_arm_are_said() -> None:
     found = verdict(arm("batch", 0.97, failed=(True, *[False] * 7)), arm("layer", 0.97))
     assert found["norm"] == "batch"
     assert "; 1 of its 8 seeds failed; " in found["statement"]
+
+
+def test_where_every_arm_is_unstable_the_sentence_says_so() -> None:
+    half = (True, True) * 2 + (False,) * 4
+    found = verdict(arm("batch", 0.97, failed=half), arm("layer", 0.97, failed=half))
+    assert "; every arm is unstable: 4 of its 8 seeds failed; " in found["statement"]
+    assert "every arm" not in verdict(arm("batch", 0.97, failed=half), arm("layer", 0.97))["statement"]
+
+
+def test_undecided_pairs_are_compared_on_the_seeds_all_have() -> None:
+    """A longer race makes no pair better: with wild seeds elsewhere it only had the smaller bound."""
+    wild = arm("none", 0.90, 0.09, n=16)
+    found = two_sizes([arm("batch", 0.986), arm("none", 0.8)], [arm("batch", 0.978, n=16), wild])
+    assert (found["kind"], found["norm"], found["batch_size"]) == ("undecided", "batch", SIZE)
+    assert '; kept open by "none" at batch size 64' in found["statement"]
 
 
 def test_one_arm_alone() -> None:
@@ -185,7 +202,7 @@ def checked(full: float, double: tuple[float, float], spread: float = 0.002) -> 
     """batch is ahead of layer by `full`; both are run again at double length."""
     first = arm("batch", 0.97, double=(double[0], double[0] + spread) * 4, half=(0.95,) * 8)
     second = arm("layer", 0.97 - full, double=(double[1] + spread, double[1]) * 4, half=(0.93,) * 8)
-    return verdict(first, second, rival="layer", delta=0.02)
+    return verdict(first, second, checked=("batch", "layer"), delta=0.02)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import normwise as nw
+
+
+def prune_nothing(module: nn.Module) -> nn.Module:
+    return prune.identity(module, "weight")
 
 
 def naive(weight: Tensor, eps: float = 1e-5) -> Tensor:
@@ -66,6 +71,17 @@ def test_what_is_left_and_why() -> None:
     removed = nw.remove_weight_standardization(model)
     assert [change.path for change in removed.changes] == ["0"]
     assert "further parametrizations" in removed.left[0].note
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("hook", [weight_norm, spectral_norm, prune_nothing])
+def test_a_weight_computed_by_a_hook_is_left(hook: Any) -> None:
+    model = nn.Sequential(hook(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3))
+    plan = nw.weight_standardization(model)
+    assert [(left.path, left.note) for left in plan.left] == [
+        ("0", "a hook computes its weight before each call, as torch.nn.utils.weight_norm does; remove that first")
+    ]
+    assert [change.path for change in plan.changes] == ["1"]
 
 
 def test_dry_run_changes_nothing() -> None:

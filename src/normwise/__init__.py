@@ -1,4 +1,4 @@
-"""Which normalization should this network use? Measure it, swap it, check it."""
+"""Which normalization should this network use? Measure it, then swap it."""
 
 from importlib import import_module
 from typing import Any

@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import shutil
 import sys
 import tempfile
+import textwrap
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +53,9 @@ def _show(content: dict[str, Any], as_json: bool, text: Any) -> None:
     else:
         from rich.console import Console
 
-        Console().print(text(), markup=False, highlight=False)
+        console, said = Console(), text()
+        whole = isinstance(said, str) and not console.is_terminal  # a pipe gets its lines unbroken
+        console.print(said, markup=False, highlight=False, soft_wrap=whole)
 
 
 @app.command()
@@ -86,11 +91,12 @@ def compare(
         epochs=epochs, delta=delta, device=device, precision=precision, processes=processes, engine=engine,
         ray_address=ray_address, stack=stack, ledger=ledger, seed=seed,
     )  # fmt: skip
-    with contextlib.redirect_stdout(sys.stderr):  # user code may print; standard output is for the result
+    # user code may print; standard output is for the result
+    with contextlib.redirect_stdout(sys.stderr), _interruptible():
         content = run_request(request, out=out, workers=workers, dry_run=dry_run)
     _show(content, as_json, lambda: console.plan(content) if dry_run else console.summary(content))
     if not dry_run and not content["config"]["finished"]:
-        raise typer.Exit(INTERRUPTED)
+        raise SystemExit(INTERRUPTED)  # the summary said how to continue
 
 
 @app.command()
@@ -106,8 +112,8 @@ def swap(
     from normwise.surgery.command import swap_and_save
 
     with contextlib.redirect_stdout(sys.stderr):
-        plan = swap_and_save(model, spec, where=where, out=out, dry_run=dry_run)
-    _show(json.loads(plan.to_json()), as_json, lambda: repr(plan))
+        plan, said = swap_and_save(model, spec, where=where, out=out, dry_run=dry_run)
+    _show(json.loads(plan.to_json()), as_json, lambda: said)
 
 
 @app.command()
@@ -149,7 +155,10 @@ def bench(
     """Time normwise on this machine beside PyTorch, torch.compile, JAX and ONNX Runtime."""
     from normwise.bench import run
     from normwise.bench.table import table
+    from normwise.errors import UsageError
 
+    if everything and quick:
+        raise UsageError("--quick and --all are two lists of cells, got both; give one of them.")
     chosen = "all" if everything else "quick" if quick else "default"
     lists: dict[str, Any] = {"norms": norm or (), "shapes": shape or (), "peers": peer or ()}
     content = run.bench(chosen, **lists, threads=threads, allocator=allocator, out=out)
@@ -161,9 +170,12 @@ def bench(
 @app.command(name="list")
 def list_norms(as_json: Json = False) -> None:
     """List the normalizations normwise knows."""
-    from normwise.layers.cards import catalogue, table
+    from rich.console import Console
 
-    _show(catalogue(), as_json, table)
+    from normwise.layers.cards import catalogue, lines, table
+
+    console = Console()
+    _show(catalogue(), as_json, lambda: table(console.width) if console.is_terminal else lines())
 
 
 @app.command()
@@ -186,7 +198,7 @@ def main() -> None:
             raise KeyboardInterrupt
         raise SystemExit(code)
     except (KeyboardInterrupt, typer.Abort):
-        continues = sys.argv[1:2] in (["compare"], ["claims"])
+        continues = sys.argv[1:2] == ["claims"]
         _stop(130, "interrupted" + ("; the same command with the same --out continues" if continues else ""))
     except UsageOfCommand as error:
         error.show()
@@ -201,8 +213,23 @@ def main() -> None:
         _stop(3, f"internal error: {error}\nplease report it with the log {_log(error)}")
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C within says how to continue, where that is known."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupted:
+        if interrupted.args:
+            _stop(INTERRUPTED, str(interrupted))
+        raise
+
+
 def _stop(code: int, message: str) -> None:
-    print(f"normwise: {message}", file=sys.stderr)
+    lines = f"normwise: {message}".splitlines()
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
+    print(*lines, sep="\n", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -1,10 +1,13 @@
 """PyTorch's functions, same signatures and results, faster and more careful where PyTorch's CPU is not; and AdaIN."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm as _batch_norm
 from torch.nn.functional import instance_norm as _instance_norm
-from torch.nn.functional import layer_norm, rms_norm
+from torch.nn.functional import layer_norm as _layer_norm
+from torch.nn.functional import rms_norm
 
 from normwise import ops, plain
 from normwise.measure import moments
@@ -12,6 +15,8 @@ from normwise.mixture import Mixture
 from normwise.table import convert
 
 __all__ = ["adain", "batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def adain(
@@ -56,6 +61,8 @@ def batch_norm(
     True
     """
     running = _pair(running_mean, running_var)
+    if running is not None and not training and ops.transformed():  # there a half input is an error to PyTorch
+        return plain.batch_norm(input, weight, bias, eps, running)[0]
     complete = running is not None or (training and running_mean is running_var)  # both are None
     if not complete or not plain.native(input, weight, bias, 0, running):
         return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -109,6 +116,30 @@ def instance_norm(
     if running is not None:
         _move(running, mean.mean(0), var.mean(0) * plain.unbiasing(input.shape[2:].numel()), momentum)
     return y
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.layer_norm`, whose gradients of weight and bias are right in half precision too.
+
+    PyTorch's CPU backward pass sums them over the rows in the type of the input: of 50,000 rows in
+    bfloat16 the bias's is off by 92 %. Here it runs in float32; without anything to learn nothing is converted.
+
+    >>> bias = torch.zeros(3, requires_grad=True)
+    >>> layer_norm(torch.randn(4096, 3).bfloat16(), (3,), bias=bias).sum().backward()
+    >>> bias.grad
+    tensor([4096., 4096., 4096.])
+    """
+    learned = torch.is_grad_enabled() and not (weight is None and bias is None)
+    if learned and isinstance(input, Tensor) and input.is_cpu and input.dtype in _HALF:
+        x, weight, bias = (convert(t, torch.float32) for t in (input, weight, bias))
+        return convert(_layer_norm(x, normalized_shape, weight, bias, eps), input.dtype)
+    return _layer_norm(input, normalized_shape, weight, bias, eps)
 
 
 def _pair(mean: Tensor | None, var: Tensor | None) -> plain.Statistics | None:

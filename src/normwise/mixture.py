@@ -47,18 +47,25 @@ class Mixture(NamedTuple):
     ) -> Affine:
         if not self.pooled:
             return standardize(table, self.eps).learned(own, bias)
-        shared = self._each(table) if mean is None or var is None else Moments(mean, var, 1)
-        part = standardize(_used(shared, pooled), self.eps)
+        unused = None if pooled is None else pooled == 0
+        given = None if mean is None or var is None else Moments(mean, var, 1)
+        shared = _used(given or self._each(table, unused), unused)
+        part = standardize(shared, self.eps)
         if self.known is not None:
             part = _renormalized(part, shared, self.known, self.eps)
         part = part.learned(pooled, None)
         if gain is not None and lift is not None:
             part = part.learned(torch.sigmoid(table.mean * gain + lift), None)
         if self.own:
-            itself = standardize(_used(table, own), self.eps).learned(own, None)
+            itself = standardize(_used(table, None if own is None else own == 0), self.eps).learned(own, None)
             moved = (itself.center - part.center) * part.scale + part.shift
             part = Affine(itself.center, itself.scale + part.scale, moved)
         return part.learned(None, bias)
+
+    def ignores_table(self, tensors: Sequence[Tensor | None]) -> bool:
+        """True where a plane's own moments are not asked for and the pool's are given."""
+        _, _, _, mean, _, gain, _ = (*tensors, *[None] * (7 - len(tensors)))
+        return self.pooled and not self.own and mean is not None and gain is None
 
     def closed_form(
         self, x: Tensor, tensors: Sequence[Tensor | None], observe: Observe | None, tail: Tail
@@ -109,8 +116,11 @@ class Mixture(NamedTuple):
         chunks = torch.arange(len(x), device=x.device).tensor_split(self.pools)
         return torch.cat([torch.full_like(chunk, k) for k, chunk in enumerate(chunks)])
 
-    def _each(self, table: Moments) -> Moments:
+    def _each(self, table: Moments, unused: Tensor | None) -> Moments:
         """The moments of each instance's pool."""
+        if unused is not None:  # the gradient of a channel that no instance takes, 0 times NaN, would reach them all
+            channels = unused if unused.dim() < 2 else unused.all(0)
+            table = _without(table, channels & ~_finite(table).all(0))
         if self.pool is None:
             return table.pool(0, self.pools)
         pooled, pool = by_pool(table, self.pool, self.pools), self.pool.to(table.mean.device)
@@ -135,11 +145,16 @@ def _renormalized(part: Affine, batch: Moments, known: kernels.Known, eps: float
     return Affine(part.center, part.scale * r, part.shift + d)
 
 
-def _used(moments: Moments, weight: Tensor | None) -> Moments:
-    """Without what is not finite where the weight is 0: there it has no influence."""
-    if weight is None:
-        return moments
-    out = (weight == 0) & ~(moments.mean + moments.var).isfinite()
+def _used(moments: Moments, unused: Tensor | None) -> Moments:
+    """Without what is not finite where it is unused, its weight being 0: there it has no influence."""
+    return moments if unused is None else _without(moments, unused & ~_finite(moments))
+
+
+def _finite(moments: Moments) -> Tensor:
+    return (moments.mean + moments.var).isfinite()
+
+
+def _without(moments: Moments, out: Tensor) -> Moments:
     return Moments(torch.where(out, 0.0, moments.mean), torch.where(out, 1.0, moments.var), moments.count)
 
 
@@ -177,13 +192,14 @@ class _Mixture(torch.autograd.Function):
     ) -> Tensor:
         weights, tail = (own, pooled, bias, gain, lift), Tail(residual, act)
         y, mean, var = rule.run(x, weights, observe, tail)
-        ctx.save_for_backward(x, tail.kept(y), mean, var, *weights)
-        ctx.rule, ctx.act = rule, act
+        ctx.save_for_backward(x, *tail.kept(y, bias), mean, var, own, pooled, gain, lift)
+        ctx.rule, ctx.act, ctx.bias = rule, act, bias  # the bias is read only where it is saved, else it is a shape
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, extra, mean, var, *tensors), g = ctx.saved_tensors, grads[0]
+        (x, _, extra, mean, var, own, pooled, *attention), g = ctx.saved_tensors, grads[0]
+        tensors = own, pooled, ctx.bias, *attention
         rule: Mixture = ctx.rule
         need_x, *needs, need_residual = ctx.needs_input_grad[:7]
         if torch.is_grad_enabled() or ops.tracing():  # second derivatives are wanted, or many gradients at once

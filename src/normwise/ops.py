@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 from torch._C._functorch import CInterpreter, peek_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from normwise import kernels
@@ -39,7 +40,7 @@ Observe = Callable[[Moments], None]
 
 
 class ClosedForm(Protocol):
-    """A rule that the kernels know as a whole, and that says what of a table is observed."""
+    """A rule that the kernels know as a whole, and that says what of a table it needs and what is observed."""
 
     def __call__(self, table: Moments, *tensors: Any) -> Affine: ...
 
@@ -47,6 +48,10 @@ class ClosedForm(Protocol):
         self, x: Tensor, tensors: Sequence[Tensor | None], observe: Observe | None, tail: Tail
     ) -> Tensor | None:
         """The output; None where the kernels do not take this call."""
+
+    def ignores_table(self, tensors: Sequence[Tensor | None]) -> bool:
+        """True where the result follows from the tensors alone; then the table is not computed."""
+        ...
 
     def observed(self, table: Moments) -> Moments: ...
 
@@ -78,19 +83,21 @@ def normalize(
     True
     """
     known = all(t is None or type(t) in _TYPES for t in (x, *tensors)) and not tracing()
+    if (known or empty(x)) and not x.numel():  # nobody divides by the number of values, and nobody learns
+        mask, observe = x.new_ones(x.shape[2:], dtype=torch.bool) if mask is None else mask, None
     native = known and mask is None and understood(x) and all(t is None or t.is_cpu for t in tensors)
     if hasattr(rule, "closed_form"):
         whole = cast(ClosedForm, rule)
         done = whole.closed_form(x, tensors, observe, tail) if native else None
         if done is not None:
             return done
-        learn = observe
+        learn = None if whole.ignores_table(tensors) else observe
         observe = learn and (lambda table: learn(whole.observed(table)))
     if known and torch.is_grad_enabled():
         follow = tail if native else NOTHING
         y = _Normalize.apply(x, mask, *follow, rule, observe, native, *tensors)
     elif native:
-        table = _moments(x)
+        table = _table(x, rule, tensors, None, native)
         if observe is not None:
             observe(table)
         y = _scale_shift(x, rule(table, *tensors), tail)
@@ -108,7 +115,7 @@ def reference(
     observe: Observe | None = None,
 ) -> Tensor:
     """What `normalize` computes, in ordinary differentiable operations."""
-    table = moments(x, mask)
+    table = _table(x, rule, tensors, mask)
     if observe is not None:
         observe(_detached(table))
     return _apply(x, rule(table, *tensors), mask)
@@ -132,6 +139,27 @@ def tracing() -> bool:
         or forward_ad._current_level >= 0
         or torch._C._get_dispatch_mode(_PROXY) is not None
     )
+
+
+def empty(x: Tensor) -> bool:
+    """True where x holds no values; where it may hold some in a later call of what is traced now, False."""
+    if not tracing() or transformed():
+        return not x.numel()
+    return torch.compiler.is_compiling() and surely(x.numel() == 0)
+
+
+def surely(condition: Any) -> bool:
+    """A condition on sizes; False where a compiler keeps them open, which sets no guard."""
+    if isinstance(condition, bool) and not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
+    return statically_known_true(condition)
+
+
+def valued(*tensors: Tensor) -> bool:
+    """True where values may be looked at: not while tracing, nor of tensors without any (meta, fake)."""
+    return not tracing() and not any(t.is_meta or isinstance(t, FakeTensor) for t in tensors)
 
 
 def transformed() -> bool:
@@ -161,7 +189,7 @@ class _Normalize(torch.autograd.Function):
         native: bool,
         *tensors: Any,
     ) -> Tensor:
-        table = _moments(x) if native else moments(x, mask)
+        table = _table(x, rule, tensors, mask, native)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             # outer hooks (checkpointing, offloading) must not see the small graph: they count what is saved
             need_x, *needs = ctx.needs_input_grad[0:1] + ctx.needs_input_grad[_FIXED:]
@@ -172,7 +200,7 @@ class _Normalize(torch.autograd.Function):
             observe(_detached(table))
         fixed, tail = Affine(*(value.detach() for value in affine)), Tail(residual, act)
         y = _scale_shift(x, fixed, tail) if native else _apply(x, fixed, mask)
-        ctx.save_for_backward(x, mask, tail.kept(y), *tensors)
+        ctx.save_for_backward(x, mask, tail.kept(y)[1], *tensors)
         ctx.rule, ctx.table, ctx.leaves, ctx.affine, ctx.native, ctx.act = rule, table, leaves, affine, native, act
         return y
 
@@ -196,16 +224,18 @@ def _native_grads(g: Tensor, x: Tensor, extra: Tensor | None, ctx: Any) -> list[
     """As `_grads`, by the kernels; the second is the gradient of the residual."""
     table: Moments = ctx.table
     center, scale, shift = (value.detach() for value in ctx.affine)
-    if ctx.act == kernels.NONE and not any(value.requires_grad for value in ctx.affine):  # constants to the gradient
-        dx = kernels.scale_shift(g, scale, torch.zeros_like(scale)) if ctx.needs_input_grad[0] else None
-        return [dx, g, *[None] * len(ctx.leaves)]
-    sum_g, sum_gx = kernels.reduce_grad(g, x, center, scale, shift, extra, ctx.act)
-    dmean, dvar, *rest = _backward(ctx.affine, (-scale * sum_g, sum_gx, sum_g), [table.mean, table.var, *ctx.leaves])
+    wanted, found = [table.mean, table.var, *ctx.leaves], [None] * (2 + len(ctx.leaves))
+    if any(value.requires_grad for value in ctx.affine):
+        sum_g, sum_gx = kernels.reduce_grad(g, x, center, scale, shift, extra, ctx.act)
+        found = _backward(ctx.affine, (-scale * sum_g, sum_gx, sum_g), wanted)
+    dmean, dvar, *rest = found
     need_x, _, need_residual = ctx.needs_input_grad[:3]
     residual = g if need_residual and ctx.act == kernels.NONE else None
     if not need_x and (residual is not None or not need_residual):
         return [None, residual, *rest]
     zero = torch.zeros_like(scale)
+    if ctx.act == kernels.NONE and dmean is None and dvar is None:  # constants to the gradient
+        return [kernels.scale_shift(g, scale, zero), residual, *rest]
     slope = zero if dvar is None else dvar * (2 / table.count)
     offset = (zero if dmean is None else dmean / table.count) + slope * (center - table.mean.detach())
     dx, behind = kernels.apply_grad(g, x, scale, slope, offset, center, shift, extra, ctx.act)
@@ -273,8 +303,14 @@ def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~align(mask, x), 0)
 
 
-def _moments(x: Tensor) -> Moments:
-    return Moments(*kernels.moments(x), x.shape[2:].numel())
+def _table(
+    x: Tensor, rule: Rule, tensors: Sequence[Tensor | None], mask: Tensor | None, native: bool = False
+) -> Moments:
+    """The table of x; zeros where the rule ignores it."""
+    if hasattr(rule, "closed_form") and cast(ClosedForm, rule).ignores_table(tensors):
+        zero = x.new_zeros((), dtype=wide(x.dtype)).expand(x.shape[:2])
+        return Moments(zero, zero, 1)
+    return Moments(*kernels.moments(x), x.shape[2:].numel()) if native else moments(x, mask)
 
 
 def _scale_shift(x: Tensor, affine: Affine, tail: Tail) -> Tensor:

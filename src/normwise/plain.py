@@ -1,5 +1,8 @@
 """Batch, instance and group norm: the native kernels behind one node in closed form, else PyTorch's operators."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -7,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normwise import kernels
-from normwise.ops import tracing, transformed, understood
+from normwise.ops import empty, tracing, transformed, understood
 from normwise.table import convert, wide
 from normwise.tail import NOTHING, Tail, again
 
@@ -39,7 +42,7 @@ def batch_norm(
         return tail(_batch_norm(x, weight, bias, eps, statistics)), (*statistics, 1.0)
     # temporaries: with momentum 1 they become the batch's own mean and unbiased variance
     mean, var = x.new_zeros(2, x.shape[1], dtype=wide(x.dtype))
-    return tail(F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)), (mean, var, 1.0)
+    return tail(_operator(F.batch_norm, x, mean, var, weight, bias, True, 1.0, eps)), (mean, var, 1.0)
 
 
 def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, tail: Tail = NOTHING) -> Tensor:
@@ -113,12 +116,33 @@ def closed_form(
     tail: Tail = NOTHING,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `native` said the kernels take: the output, and mean and biased variance as `kernels.norm` gives them."""
+    instead = _instead.get()
+    if instead is not None:
+        return instead(x, weight, bias, groups, eps, statistics, tail)
     if not torch.is_grad_enabled():
         return kernels.norm(x, weight, bias, groups, eps, statistics, *tail)
     observed: list[Tensor] = []  # beside the node, where outputs without a gradient would cost time
     y = _Norm.apply(x, weight, bias, tail.residual, statistics, tail, groups, eps, observed)
     mean, var = observed
     return y, mean, var
+
+
+@contextmanager
+def called_instead(stand_in: Any) -> Iterator[None]:
+    """In this thread `stand_in` is called in place of `closed_form`, for small inputs too; None: no longer.
+
+    >>> with called_instead(lambda x, *_: (x, x, x)):
+    ...     group_norm(torch.tensor([[1.0, 2.0]]), 1, None, None, eps=1e-5)
+    tensor([[1., 2.]])
+    """
+    token = _instead.set(stand_in)
+    try:
+        yield
+    finally:
+        _instead.reset(token)
+
+
+_instead: ContextVar[Any] = ContextVar("instead", default=None)
 
 
 def unbiasing(number: int) -> float:
@@ -150,8 +174,9 @@ class _Norm(torch.autograd.Function):
         observed: list[Tensor],
     ) -> Tensor:
         y, mean, var = kernels.norm(x, weight, bias, groups, eps, statistics, *tail)
-        ctx.save_for_backward(x, weight, bias, tail.kept(y), *(statistics or (mean, var)))
+        ctx.save_for_backward(x, weight, *tail.kept(y, bias), *(statistics or (mean, var)))
         ctx.fixed, ctx.act, ctx.groups, ctx.eps = statistics is not None, tail.act, groups, eps
+        ctx.bias = bias  # its values are read only where it is saved
         observed += mean, var
         return y
 
@@ -169,7 +194,7 @@ class _Norm(torch.autograd.Function):
         return (
             dx if needs[0] else None,
             convert(dweight, weight.dtype) if needs[1] else None,
-            convert(dbias, bias.dtype) if needs[2] else None,
+            convert(dbias, ctx.bias.dtype) if needs[2] else None,
             (g if through else behind) if needs[3] else None,
             *_FIXED,
         )
@@ -181,9 +206,9 @@ _FIXED = (None,) * 5  # arguments of the node behind its tensors
 @torch.enable_grad()
 def _reference_grads(g: Tensor, ctx: Any, needs: tuple[bool, ...]) -> list[Tensor | None]:
     """Differentiates PyTorch's operator, whose derivative has a derivative."""
-    *saved, extra, mean, var = ctx.saved_tensors
+    x, weight, _, extra, mean, var = ctx.saved_tensors
     # views, so that a weight computed from x is not followed back into x
-    inputs: list[Any] = [None if t is None else t.view_as(t) for t in saved]
+    inputs: list[Any] = [None if t is None else t.view_as(t) for t in (x, weight, ctx.bias)]
     x, weight, bias = inputs
     if ctx.groups:
         y = _group_norm(x, ctx.groups, weight, bias, ctx.eps)
@@ -200,25 +225,35 @@ def _batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, statistics: Statistics | None
 ) -> Tensor:
     if statistics is None:
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+        return _operator(F.batch_norm, x, None, None, weight, bias, True, 0.0, eps)
     mean, var = (convert(t, wide(x.dtype)) for t in statistics)
-    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    return _operator(F.batch_norm, x, mean, var, weight, bias, False, 0.0, eps)
 
 
 def _instance_norm(
     x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    if not tracing() and not len(x):  # which PyTorch's instance norm refuses
-        return F.group_norm(x, x.shape[1], weight, bias, eps)
-    return keep_layout(F.instance_norm(x, mean, var, weight, bias, True, 1.0, eps), x)
+    if empty(x):  # which PyTorch's instance norm refuses
+        return _batch_norm(x, weight, bias, eps, None)
+    return keep_layout(_operator(F.instance_norm, x, mean, var, weight, bias, True, 1.0, eps), x)
 
 
 def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """PyTorch's operator; its CPU kernel for channels_last takes E[x^2] - E[x]^2 and is never called."""
+    if empty(x) and x.dim() > 1 and groups > 0 and not x.shape[1] % groups:  # PyTorch's refuses it, or gives NaN
+        return _batch_norm(x, weight, bias, eps, None)
     if x.device.type != "cpu" or _is_plain(x):
-        return F.group_norm(x, groups, weight, bias, eps)
+        return _operator(F.group_norm, x, groups, weight, bias, eps)
     # of three axes PyTorch takes the contiguous kernel whatever the strides
     return keep_layout(F.group_norm(x.flatten(2), groups, weight, bias, eps).view(x.shape), x)
+
+
+def _operator(operator: Any, x: Tensor, *rest: Any) -> Tensor:
+    """Calls PyTorch's operator; its rules for vmap do not take a half x with wider statistics: there it is widened."""
+    if not transformed():
+        return operator(x, *rest)
+    given = (convert(t, wide(x.dtype)) if isinstance(t, Tensor) else t for t in (x, *rest))
+    return convert(operator(*given), x.dtype)
 
 
 def _suits_pytorch(x: Tensor, groups: int, fixed: bool, tail: Tail) -> bool:
@@ -226,6 +261,8 @@ def _suits_pytorch(x: Tensor, groups: int, fixed: bool, tail: Tail) -> bool:
 
     Its node costs less than ours, in C++ where ours is in Python; with a tail ours stands for two.
     """
+    if _instead.get() is not None:
+        return False
     values, node = x.numel(), torch.is_grad_enabled() and tail is NOTHING
     if values <= SMALL and (fixed or (node and not groups and _is_plain(x))):
         return True
@@ -261,4 +298,4 @@ def _is_plain(x: Tensor) -> bool:
     if x.dim() not in (4, 5) or transformed():  # vmap knows no memory formats
         return True
     strides = x.stride()
-    return x.is_contiguous() and strides[-1] == 1 and strides[1] == x.shape[2:].numel()
+    return x.is_contiguous() and strides[-1] == 1 and strides[1] == strides[2] * x.shape[2]

@@ -1,5 +1,6 @@
 """The table of moments: mean and variance of every plane, and the one verb `pool`."""
 
+from math import prod
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -60,10 +61,10 @@ def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
         return Moments(x, torch.zeros_like(x), 1)
     axes = tuple(range(2, x.dim()))
     followed = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    if not followed and not len(x):  # of which var_mean says that it has too few values
-        return Moments(x.mean(axes), x.square().mean(axes), x.shape[2:].numel())
+    if not followed and not x.numel():  # of which var_mean says that it has too few values
+        return Moments(x.mean(axes), x.square().mean(axes), plane_size(x))
     var, mean = torch.var_mean(x, dim=axes, correction=0)
-    return Moments(mean, var, x.shape[2:].numel())
+    return Moments(mean, var, plane_size(x))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -94,6 +95,12 @@ def align(mask: Tensor, x: Tensor) -> Tensor:
 def planes(values: Tensor, like: Tensor) -> Tensor:
     """Views a table (N, C) so that it broadcasts against `like` of shape (N, C, *spatial)."""
     return values.reshape(values.shape + (1,) * (like.dim() - 2))
+
+
+def plane_size(x: Tensor) -> int:
+    """Counts the values of a plane; symbolic where an export follows sizes: `torch.Size.numel` makes them constants."""
+    sizes = x.shape[2:]
+    return sizes.numel() if torch._C._get_tracing_state() is not None else prod(sizes)
 
 
 def plane_sum(x: Tensor) -> Tensor:

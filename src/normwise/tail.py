@@ -23,11 +23,16 @@ class Tail(NamedTuple):
     def __call__(self, y: Tensor) -> Tensor:
         return _activate(y if self.residual is None else y + self.residual, self.act)
 
-    def kept(self, y: Tensor) -> Tensor | None:
-        """What the backward pass needs besides the input: the output where it tells the slope, else the residual."""
-        if self.residual is None or self.act == NONE:
-            return None
-        return y if self.act.output_tells else self.residual
+    def kept(self, y: Tensor, bias: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """What the backward pass needs behind an activation: the bias, and the output or the residual (each or None).
+
+        With a residual the output may tell the slope; else what came before the activation is computed again.
+        """
+        if self.act.code == NONE.code:
+            return None, None
+        if self.residual is None:
+            return bias, None
+        return (None, y) if self.act.output_tells else (bias, self.residual)
 
 
 NOTHING = Tail()

@@ -118,6 +118,23 @@ def test_norms_with_an_activation_are_taken_over(name: str) -> None:
     assert {path: type(part) for path, part in model.named_modules()} == kinds
 
 
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_norms_with_an_activation_are_frozen(accelerated: bool) -> None:
+    model, x = build("regnetx_002")
+    wanted, keys = model(x), list(model.state_dict())
+    if accelerated:
+        nw.accelerate(model)
+    plan = nw.freeze(model)
+    assert not plan.left
+    before = deepcopy(model.state_dict())
+    close(model.train()(x), wanted)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert list(model.state_dict()) == keys
+    plan.undo()
+    model(x)
+    assert not all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("name", "options", "note"),
     [

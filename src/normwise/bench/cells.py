@@ -107,8 +107,18 @@ def _cells(group: dict[str, Any]) -> list[Cell]:
         for dtype, norm, layout, shape, passes in product(*(group[key] for key in keys))
     ]
     for cell in cells:
-        assert cell.groups >= 0  # a shape that the norm cannot have is told here, before anything is measured
+        _check_statistic(cell)
     return cells
+
+
+def _check_statistic(cell: Cell) -> None:
+    """What the norm cannot have is told here, before anything is measured: also a group that does not divide."""
+    samples, channels, *spatial = cell.shape
+    if prod(spatial) * (channels // cell.groups if cell.groups else samples) == 1:
+        raise UsageError(
+            f"{cell.norm} norm of {cell.size} has one value per statistic, whose variance is 0; "
+            "give a larger --shape, or with --norm only those that pool more of it."
+        )
 
 
 def _check_norm(text: str) -> None:

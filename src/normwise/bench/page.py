@@ -5,7 +5,7 @@ from typing import Any
 
 from normwise.bench.figure import figure
 from normwise.bench.peers import OURS, PEERS
-from normwise.bench.summary import name, short
+from normwise.bench.summary import mark, name, short
 from normwise.bench.table import notes, where
 from normwise.report.page import filled
 
@@ -38,7 +38,7 @@ def _line(row: Json, shown: list[str]) -> Json:
     ours = row["peers"][OURS]
     multiples = [f"{ours[key]:.2f}" if key in ours else ours["state"] for key in ("clones", "copies")]
     return {
-        "name": name(row),
+        "name": f"{name(row)} {mark(row)}".strip(),
         "cells": [short(row["clone_seconds"]), short(row["copy_seconds"]), short(ours.get("seconds")), *multiples],
         "peers": [_cell(row["peers"].get(peer, {})) for peer in shown],
     }

@@ -13,7 +13,7 @@ from normwise.bench.cells import choose
 from normwise.bench.drive import Effort, Outcome, Peers, drive
 from normwise.bench.machine import SYSTEM, cores, find_allocator, machine
 from normwise.bench.peers import MEMORY, OURS, PEERS
-from normwise.bench.summary import losses, name, row, statement, summaries
+from normwise.bench.summary import DIFFERS, losses, name, row, statement, summaries
 from normwise.errors import UsageError
 from normwise.files import write_atomic
 from normwise.report.text import duration, plain
@@ -110,8 +110,9 @@ def _progress(outcome: Outcome, done: int, total: int, left: float) -> str:
     ]
     ours = made["peers"][OURS]
     mine = f"{plain(ours['clones'])} clones" if "clones" in ours else ours["state"]
+    busy = f"; unsteady: {DIFFERS}" if made["unsteady"] else ""
     end = f"; about {duration(left)} left" if done < total else ""
-    return f"{done} of {total}: {name(made)}: {mine}; {', '.join(said)}{end}"
+    return f"{done} of {total}: {name(made)}: {mine}; {', '.join(said)}{busy}{end}"
 
 
 def _make(out: Path) -> None:

@@ -10,6 +10,7 @@ from normwise.bench.peers import OURS, PEERS
 Json = dict[str, Any]
 FASTEST = "fastest"
 UNSTEADY = 2.0  # rounds of the same call that differ by more: the machine was busy
+DIFFERS = f"rounds of the same call differ by more than {UNSTEADY:g}x"
 
 
 def row(outcome: Outcome) -> Json:
@@ -90,6 +91,11 @@ def losses(rows: Sequence[Json], summary: Json) -> list[str]:
 def name(row: Mapping[str, Any]) -> str:
     """A cell's name."""
     return f"{row['norm']} {label(row)} {row['dtype']}"
+
+
+def mark(row: Mapping[str, Any]) -> str:
+    """The sign behind a cell whose rounds differ."""
+    return "~" if row["unsteady"] else ""
 
 
 def label(row: Mapping[str, Any]) -> str:

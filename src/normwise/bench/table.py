@@ -11,7 +11,7 @@ from rich.text import Text
 
 from normwise.bench.machine import SYSTEM
 from normwise.bench.peers import OURS, PEERS
-from normwise.bench.summary import FASTEST, short
+from normwise.bench.summary import DIFFERS, FASTEST, mark, short
 
 Json = dict[str, Any]
 LOSS, WRONG = "!", "*"
@@ -76,8 +76,8 @@ def notes(content: Json) -> Iterator[str]:
     unsteady = sum(row["unsteady"] for row in rows)
     if unsteady:
         yield (
-            f"In {unsteady} of {len(rows)} cells rounds of the same call differ by more than 2x: the machine was "
-            "busy; measure again when it is quiet."
+            f"In {unsteady} of {len(rows)} cells, marked ~, {DIFFERS}: the machine was busy; measure again when it is "
+            "quiet."
         )
     bad = [(peer, row) for row in rows for peer, found in row["peers"].items() if found["state"].startswith("wrong at")]
     if bad:
@@ -107,7 +107,7 @@ def _part(title_: str, rows: Sequence[Json], shown: Sequence[str]) -> Table:
         peers = row["peers"]
         passes = "f" if row["passes"] == "forward" else "f+b"
         cells = [_ours(peers[OURS]), *(_speedup(peers.get(peer, {})) for peer in shown)]
-        made.add_row("x".join(map(str, row["shape"])), passes, short(row["clone_seconds"]), *cells)
+        made.add_row("x".join(map(str, row["shape"])), passes + mark(row), short(row["clone_seconds"]), *cells)
     return made
 
 

@@ -250,6 +250,7 @@ class Session:
                 "budget": self.budget,
                 "seed": self.seed,
                 "finished": finished,
+                "folder": str(self.folder),
                 "family": family,
                 "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
                 "seconds": seconds,

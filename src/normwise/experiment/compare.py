@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +17,12 @@ from typing import Any
 from normwise.errors import UsageError, require_list, require_workers
 from normwise.experiment import race
 from normwise.experiment.arms import Arm, LeftOut, survey
-from normwise.experiment.content import build_content, configuration, next_step, versions
-from normwise.experiment.drive import Driver, ask, replay
+from normwise.experiment.content import POINTS, build_content, configuration, next_step, versions
+from normwise.experiment.drive import Driver, ask
 from normwise.experiment.engine import Engine
 from normwise.experiment.engines import open_engine, workers_for
+from normwise.experiment.final import final, outcomes
+from normwise.experiment.folder import require_task, stopping
 from normwise.experiment.ledger import Ledger, Lock, require_same
 from normwise.experiment.plan import Plan, first_look_price, parse_budget
 from normwise.experiment.prepare import Ask, make_plan, probe_trials
@@ -31,9 +34,11 @@ from normwise.experiment.room import room
 from normwise.experiment.setting import Setting
 from normwise.experiment.task import Task
 from normwise.experiment.trial import Result, Trial
+from normwise.experiment.wording import Amounts
 from normwise.files import make_folder, write_atomic
 from normwise.ops import backend
 from normwise.report import console, page
+from normwise.report.text import called
 
 Content = dict[str, Any]
 
@@ -145,6 +150,8 @@ def run_request(
             raise UsageError(
                 f"{out} was started from Python: continue it there with nw.compare(task, out={str(out)!r})"
             )
+    elif out is not None and task is None:
+        require_task(request, out)
     request = request.complete(from_python=task is not None)
     require_workers(workers)
     task = task or resolve(request.task, model=request.model, data=request.data)
@@ -153,8 +160,11 @@ def run_request(
     with contextlib.ExitStack() as stack:
         # a plan that is only looked at leaves nothing behind
         temporary = dry_run and out is None
+        fresh = out is None or not Path(out).exists()
         folder = Path(stack.enter_context(TemporaryDirectory())) if temporary else _folder(out, task)
         stack.enter_context(room(folder))
+        if not temporary:
+            stack.enter_context(stopping(folder, request, fresh))
         stack.enter_context(Lock(folder))
         return Session(request, task, folder, workers_for(request, workers), stored).run(dry_run)
 
@@ -203,6 +213,7 @@ class Session:
                 # an interruption before the plan must be resumable too
                 early = {"request": self.request.to_dict(), "fingerprint": self.fingerprint, "plan": None}
                 write_atomic(self.folder / "config.json", json.dumps(early, indent=1))
+            driver.watch = lambda d: _show_timing(d, progress)
             plan = self.stored_plan or self._plan_of(ledger, arms) or self._new_plan(arms, driver)
             config = self._config(plan, arms, left_out)
             if dry_run:
@@ -218,9 +229,10 @@ class Session:
     def _race(self, driver: Driver, plan: Plan) -> bool:
         """True when everything that was planned has been run."""
         try:
-            outcomes = driver.run({size: race.run(plan, size) for size in plan.batch_sizes})
+            raced = driver.run({size: race.run(plan, size) for size in plan.batch_sizes})
+            driver.run({"final": final(plan, [raced[size] for size in plan.batch_sizes])})
             if self.task.own_loop is None:
-                driver.run({"probe": ask(probe_trials(plan, _rates(outcomes.values())))})
+                driver.run({"probe": ask(probe_trials(plan, _rates(raced.values())))})
         except KeyboardInterrupt:
             driver.ledger.ingest(self.folder / "trials", self._key)
             return False
@@ -271,7 +283,8 @@ class Session:
         if not progress.due():
             return
         known = {result.trial: result for result in driver.ledger.results.values()}
-        cells = _outcomes(plan, known)
+        cells = outcomes(plan, known)
+        amounts = Amounts(plan.delta, "points" if self.task.score_name in POINTS else "")
         trained = [r for r in driver.done if r.trial.kind == "train"]
         price = plan.total(r.trial for r in trained)
         # later looks come only where the first does not settle it: what is pending tells of them
@@ -285,7 +298,7 @@ class Session:
             total=len(known) + len(driver.pending),
             seconds_left=max(0.0, left),
             stage="racing" if cells else "tuning learning rates",
-            leaders=[_leader(plan, cell) for cell in cells],
+            leaders=[_leader(plan, cell, amounts) for cell in cells],
             running=min(self.workers, len(driver.pending)),
         )
 
@@ -297,9 +310,9 @@ class Session:
         results: dict[str, Result],
         finished: bool,
     ) -> Content:
-        outcomes = _outcomes(plan, {result.trial: result for result in results.values()})
+        raced = outcomes(plan, {result.trial: result for result in results.values()})
         config = config | {"finished": finished, "seconds": round(time.monotonic() - self.start, 1)}
-        content = build_content(self.task, plan, arms, outcomes, results, config)
+        content = build_content(self.task, plan, arms, raced, results, config)
         content["config"]["next_step"] = next_step(content)
         content["config"]["folder"] = str(self.folder)
         found = Comparison(content)
@@ -310,20 +323,20 @@ class Session:
         return content
 
 
-def _outcomes(plan: Plan, results: Mapping[Trial, Result]) -> list[CellOutcome]:
-    """What the race of each batch size decides on these results; those before their first look are left out."""
-    cells = [replay(race.run(plan, size), results) for size in plan.batch_sizes]
-    return [cell for cell in cells if cell is not None and cell.looks]
-
-
 def _rates(outcomes: Iterable[CellOutcome]) -> dict[tuple[str, int], float]:
     return {(arm.norm, cell.batch_size): arm.learning_rate for cell in outcomes for arm in cell.arms}
 
 
-def _leader(plan: Plan, cell: CellOutcome) -> str:
+def _show_timing(driver: Driver, progress: console.Progress) -> None:
+    stage = "timing a few steps of each arm"
+    progress.update(len(driver.done), len(driver.done) + len(driver.pending), stage=stage, running=None)
+
+
+def _leader(plan: Plan, cell: CellOutcome, amounts: Amounts) -> str:
     standing = cell.standing(race.rule_for(plan, len(cell.arms)))
     regret = max(0.0, standing.bounds[standing.named])
-    return f"batch size {cell.batch_size}: {standing.named}, regret at most {regret:.2g}"
+    most = amounts.at_most(regret) if math.isfinite(regret) else "not known"
+    return f"batch size {cell.batch_size}: {called(standing.named)}, regret at most {most}"
 
 
 def _earlier(stored: Content, request: Request) -> Request:

@@ -109,15 +109,31 @@ def bound(
     beaten_by: Mapping[Arm, Arm] | None = None,
     alpha: float | None = None,
 ) -> float:
-    """The most by which the best rival may be better than `arm`: its regret bound, at `rule.safe_alpha`.
-
-    `beaten_by` names for every dropped arm the one it was shown to be worse than. A dropped arm keeps
-    its last interval; where the arm that beat it leads by less now, so does it. Without rivals: -inf.
+    """The most by which the best rival may be better than `arm`: its regret bound. Without rivals: -inf.
 
     >>> rule = Rule(delta=0.01, alpha=0.05, looks=1, arms=2)
     >>> scores = {"batch": [0.90, 0.92, 0.94], "layer": [0.89, 0.92, 0.93]}
     >>> round(bound(scores, "batch", rule), 4), bound({"batch": [0.9]}, "batch", rule)
     (0.0031, -inf)
+    """
+    return max(leads(scores, arm, rule, beaten_by, alpha).values(), default=-math.inf)
+
+
+def leads(
+    scores: Mapping[Arm, Values],
+    arm: Arm,
+    rule: Rule,
+    beaten_by: Mapping[Arm, Arm] | None = None,
+    alpha: float | None = None,
+) -> dict[Arm, float]:
+    """For each rival the most by which it may be better than `arm`, at `rule.safe_alpha`.
+
+    `beaten_by` names for every dropped arm the one it was shown to be worse than. A dropped arm keeps
+    its last interval; where the arm that beat it leads by less now, so does it.
+
+    >>> rule = Rule(delta=0.01, alpha=0.05, looks=1, arms=2)
+    >>> print(f"{leads({'batch': [0.90, 0.92, 0.94], 'layer': [0.89, 0.92, 0.93]}, 'batch', rule)['layer']:.4f}")
+    0.0031
     """
     alpha = rule.safe_alpha if alpha is None else alpha
     beaten_by = beaten_by or {}
@@ -127,7 +143,7 @@ def bound(
         beater = beaten_by.get(rival, arm)
         return direct if beater == arm else min(direct, lead(beater))
 
-    return max((lead(rival) for rival in scores if rival != arm), default=-math.inf)
+    return {rival: lead(rival) for rival in scores if rival != arm}
 
 
 def safe(scores: Mapping[Arm, Values], arm: Arm, rule: Rule, beaten_by: Mapping[Arm, Arm] | None = None) -> bool:

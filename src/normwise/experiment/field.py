@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from normwise.experiment.contrast import Rule, bound, difference, paired_interval, worse
+from normwise.experiment.contrast import Rule, bound, difference, leads, paired_interval, worse
 from normwise.experiment.plan import Plan
 from normwise.experiment.race import ArmOutcome, CellOutcome, rule_for
 from normwise.experiment.standing import Standing, drop, stand
@@ -28,6 +28,13 @@ class Field:
     @property
     def regret_bound(self) -> float:
         return self.standing.bounds[self.standing.named]
+
+    @property
+    def kept_open_by(self) -> tuple[Pair, ...]:
+        """The rivals that may be better than the named pair by more than delta, the least known first."""
+        scores = {pair: arm.scores for pair, arm in self.arms.items()}
+        ahead = leads(scores, self.standing.named, self.rule, self.beaten_by)
+        return tuple(sorted((p for p in ahead if ahead[p] > self.rule.delta), key=lambda p: -ahead[p]))
 
     @property
     def lead(self) -> float:
@@ -68,14 +75,14 @@ class LengthCheck:
     changes: bool
 
 
-def length_check(cell: CellOutcome, named: str, plan: Plan) -> LengthCheck | None:
+def length_check(cell: CellOutcome, plan: Plan) -> LengthCheck | None:
     """The order changes where the means swap places and the interval at double length excludes zero."""
-    if cell.rival is None:
+    if cell.checked is None:
         return None
-    first, second = cell[named], cell[cell.rival]
+    first, second = (cell[norm] for norm in cell.checked)
     before = difference(first.scores, second.scores).mean()
     mean, low, high = paired_interval(first.double, second.double, plan.level, plan.delta / 20)
-    leader, other = (named, cell.rival) if mean > 0 else (cell.rival, named)
+    leader, other = cell.checked if mean > 0 else cell.checked[::-1]
     shown = low is not None and high is not None and not low <= 0 <= high
     same, swapped = bool(before * mean > 0), bool(before * mean < 0)
     return LengthCheck(leader, other, shown, still=shown and same, changes=shown and swapped)

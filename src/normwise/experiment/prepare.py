@@ -60,6 +60,9 @@ def make_plan(wanted: Ask, driver: Driver, elapsed: float) -> Plan:
         for cell in cells
         for way in ways
     }
+    if wanted.budget.in_trials:
+        counted = Plan(names, sizes, rates, {}, {}, delta=0.0, price=dict.fromkeys(cells, 1.0))
+        fit_to_budget(counted, wanted.budget, workers=wanted.workers, overhead=0.0)
     times = driver.run({"calibrate": ask(list(trials.values()))})["calibrate"]
     seconds = {which: _full_length(times[trial]) for which, trial in trials.items()}
     alone = {cell: min(ALONE, key=lambda way, cell=cell: seconds.get((cell, way), math.inf)) for cell in cells}

@@ -49,12 +49,16 @@ class ArmOutcome:
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """The race of one batch size: its arms, the seeds at each look, the rival of the length check."""
+    """The race of one batch size: its arms, the seeds at each look, the two of the length check.
+
+    `spent` are the trials that are paid from the allowance.
+    """
 
     batch_size: int
     arms: tuple[ArmOutcome, ...]
     looks: tuple[int, ...] = ()
-    rival: str | None = None
+    checked: tuple[str, str] | None = None
+    spent: tuple[Trial, ...] = ()
 
     def __getitem__(self, norm: str) -> ArmOutcome:
         return next(arm for arm in self.arms if arm.norm == norm)
@@ -66,6 +70,11 @@ class CellOutcome:
     @property
     def stable(self) -> tuple[ArmOutcome, ...]:
         return tuple(arm for arm in self.arms if arm.out != "unstable")
+
+    @property
+    def all_unstable(self) -> bool:
+        """Two of its first four seeds put any arm out; where that would be all, none is."""
+        return all(sum(arm.failed[:FIRST]) >= UNSTABLE for arm in self.arms)
 
     def beaten_by(self) -> dict[str, str]:
         return {arm.norm: arm.beaten_by for arm in self.arms if arm.beaten_by}
@@ -87,7 +96,7 @@ def run(plan: Plan, batch_size: int) -> Steps[CellOutcome]:
     cell = yield from contest(plan, batch_size, rates, spent)
     if plan.length_check and cell.looks:
         cell = yield from check_length(plan, cell, spent)
-    return cell
+    return replace(cell, spent=tuple(spent))
 
 
 def rule_for(plan: Plan, arms: int) -> Rule:
@@ -107,20 +116,37 @@ def contest(plan: Plan, batch_size: int, rates: Mapping[str, float], spent: list
     arms = tuple(ArmOutcome(arm, rate, plan.costs[arm]) for arm, rate in rates.items())
     cell = CellOutcome(batch_size, arms)
     for look in plan.looks:
-        seeds = plan.race_seeds(look)[max(cell.looks, default=0) :]
-        wanted = trials(plan, batch_size, {arm.norm: [arm.learning_rate] for arm in cell.left}, seeds)
+        asked = wanted(plan, cell, look)
         if cell.looks:
-            if not plan.affords(batch_size, spent, wanted):
+            if not plan.affords(batch_size, spent, asked):
                 break
-            spent += wanted
+            spent += asked
         try:
-            results = yield wanted
+            results = yield asked
         except Interrupted:
             break
-        cell = _after_look(plan, rule, cell, results, look)
+        cell = after_look(plan, cell, results, look)
         if cell.standing(rule).settled:
             break
     return cell
+
+
+def wanted(plan: Plan, cell: CellOutcome, look: int) -> list[Trial]:
+    """What the arms left lack for this look."""
+    seeds = plan.race_seeds(look)[max(cell.looks, default=0) :]
+    return trials(plan, cell.batch_size, {arm.norm: [arm.learning_rate] for arm in cell.left}, seeds)
+
+
+def after_look(plan: Plan, cell: CellOutcome, results: Mapping[Trial, Result], look: int) -> CellOutcome:
+    """The race with the results of one more look: unstable arms and those shown to be worse are out."""
+    by_seed = sorted((trial for trial in results if trial.batch_size == cell.batch_size), key=lambda trial: trial.seed)
+
+    def own(arm: ArmOutcome) -> list[Result]:
+        return [results[trial] for trial in by_seed if trial.arm == arm.norm]
+
+    arms = tuple(arm.joined(own(arm), plan) for arm in cell.arms)
+    joined = _steadied(replace(cell, arms=arms, looks=(*cell.looks, look)))
+    return _dropped(joined, rule_for(plan, len(cell.arms)))
 
 
 def check_length(plan: Plan, cell: CellOutcome, spent: list[Trial]) -> Steps[CellOutcome]:
@@ -146,24 +172,14 @@ def check_length(plan: Plan, cell: CellOutcome, spent: list[Trial]) -> Steps[Cel
         return tuple(judged(results[trial], plan) for trial in of_length if trial.arm == arm)
 
     arms = (replace(a, half=scores(a.norm, half), double=scores(a.norm, double)) for a in cell.arms)
-    return replace(cell, arms=tuple(arms), rival=rival)
-
-
-def _after_look(plan: Plan, rule: Rule, cell: CellOutcome, results: Mapping[Trial, Result], look: int) -> CellOutcome:
-    by_seed = sorted(results, key=lambda trial: trial.seed)
-
-    def own(arm: ArmOutcome) -> list[Result]:
-        return [results[trial] for trial in by_seed if trial.arm == arm.norm]
-
-    arms = tuple(arm.joined(own(arm), plan) for arm in cell.arms)
-    return _dropped(_steadied(replace(cell, arms=arms, looks=(*cell.looks, look))), rule)
+    return replace(cell, arms=tuple(arms), checked=(named, rival) if rival else None)
 
 
 def _steadied(cell: CellOutcome) -> CellOutcome:
     """Puts out unstable arms; where all are, none is, and the race goes on by the scores."""
-    unstable = {arm.norm for arm in cell.left if sum(arm.failed[:FIRST]) >= UNSTABLE}
-    if len(unstable) == len(cell.arms):
+    if cell.all_unstable:
         return cell
+    unstable = {arm.norm for arm in cell.left if sum(arm.failed[:FIRST]) >= UNSTABLE}
     arms = (replace(arm, out="unstable") if arm.norm in unstable else arm for arm in cell.arms)
     return replace(cell, arms=tuple(arms))
 

@@ -10,7 +10,8 @@ from normwise.experiment.contrast import Interval, interval, paired_interval
 from normwise.experiment.field import Field, Pair, field_of, length_check
 from normwise.experiment.plan import Plan
 from normwise.experiment.race import ArmOutcome, CellOutcome
-from normwise.experiment.wording import Amounts, Claim, joined, length_phrase, listed
+from normwise.experiment.wording import Amounts, Claim, joined, length_phrase
+from normwise.report.text import called, count, listing
 
 Content = dict[str, Any]
 
@@ -38,7 +39,7 @@ def decision(plan: Plan, outcomes: Sequence[CellOutcome], amounts: Amounts) -> C
     norm, size = field.standing.named
     tie = field.standing.tie if field.standing.kind == "tie" else ()
     home = next(outcome for outcome in outcomes if outcome.batch_size == size)
-    check = length_check(home, field_of(plan, [home]).standing.named[0], plan)
+    check = length_check(home, plan)
     return {
         "kind": field.standing.kind,
         "norm": norm,
@@ -69,10 +70,10 @@ def robust(outcomes: Sequence[CellOutcome], amounts: Amounts) -> Content | None:
 
     norm = min(norms, key=lambda norm: (worst(norm)[0], outcomes[0][norm].cost))
     loss, size = worst(norm)
-    sizes = listed([str(outcome.batch_size) for outcome in outcomes])
+    sizes = listing([str(outcome.batch_size) for outcome in outcomes])
     behind = f"its mean is at worst {amounts.about(loss)} behind the best, at batch size {size}"
-    text = f"Over batch sizes {sizes} {norm} loses least: {behind}."
-    best = f"{norm} has the best mean at each of the batch sizes {sizes}."
+    text = f"Over batch sizes {sizes} {called(norm)} loses least: {behind}."
+    best = f"{called(norm)} has the best mean at each of the batch sizes {sizes}."
     return {"norm": norm, "worst_loss": loss, "statement": text if loss > 0 else best}
 
 
@@ -93,10 +94,13 @@ def _claim(plan: Plan, field: Field, alone: bool) -> Claim:
 
 
 def _additions(field: Field, outcomes: Sequence[CellOutcome]) -> list[str]:
-    """What the sentence leaves out: who ties, who may be as good, who was put out as unstable."""
+    """What the sentence leaves out: who ties, who may be better or as good, who was put out as unstable."""
     alone = len(outcomes) == 1
     tied = field.standing.tie[1:] if field.standing.kind == "tie" else ()
     named = field.standing.named
+    rivals = field.kept_open_by if field.standing.kind == "undecided" and not alone else ()
+    open_by = f"kept open by {_named(rivals[:1], alone)}" if rivals else ""
+    others = f" and {count(len(rivals) - 1, 'other pair')}" if len(rivals) > 1 else ""
     said = {
         "tied with it": tied,
         "not shown worse": [pair for pair in field.open if alone and pair != named],
@@ -104,16 +108,18 @@ def _additions(field: Field, outcomes: Sequence[CellOutcome]) -> list[str]:
     }
     failed = sum(field.named.failed)
     failures = f"{failed} of its {len(field.named.failed)} seeds failed" if failed else ""
-    return [failures, *(f"{what}: {_named(pairs, alone)}" for what, pairs in said.items() if pairs)]
+    if failures and all(outcome.all_unstable for outcome in outcomes):
+        failures = f"every arm is unstable: {failures}"
+    return [failures, open_by + others, *(f"{what}: {_named(pairs, alone)}" for what, pairs in said.items() if pairs)]
 
 
 def _named(pairs: Sequence[Pair], alone: bool) -> str:
     if alone:
-        return listed([norm for norm, _ in pairs])
+        return listing([norm for norm, _ in pairs])
     by_size: dict[int, list[str]] = {}
     for norm, size in pairs:
         by_size.setdefault(size, []).append(norm)
-    return ", ".join(f"{listed(norms)} at batch size {size}" for size, norms in by_size.items())
+    return ", ".join(f"{listing(norms)} at batch size {size}" for size, norms in by_size.items())
 
 
 def _arm(plan: Plan, field: Field, arm: ArmOutcome, pair: Pair) -> Content:

@@ -1,10 +1,11 @@
 """The sentences of a verdict: always true, in the unit of the score, and rounded to the careful side."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from normwise.experiment.standing import Kind
+from normwise.report.text import called
 
 HERE = "on this data set at this training length"
 
@@ -85,19 +86,12 @@ class Claim:
         return f"no other {self.rival} is more than {amounts.at_most(self.bound)} better"
 
 
-def listed(names: Sequence[str]) -> str:
-    """
-    >>> listed(["batch"]), listed(["batch", "layer", "none"])
-    ('batch', 'batch, layer and none')
-    """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def length_phrase(leader: str, other: str, *, shown: bool, still: bool) -> str:
     """
     >>> length_phrase("layer", "batch", shown=True, still=False)
     'at twice the length layer leads'
     """
+    leader, other = called(leader), called(other)
     if not shown:
         return f"at twice the length {leader} and {other} are not told apart"
     return f"at twice the length {leader} {f'still leads {other}' if still else 'leads'}"

@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from normwise import ops
 from normwise.layers.running import Running
 from normwise.layers.written import compiling
-from normwise.table import align
+from normwise.table import align, plane_size
 from normwise.tail import NOTHING, Tail
 
 LARGER = "use a larger batch, or a norm that does not pool over the batch, such as group."
-FEWER = "place it before the pooling, or use fewer groups."
+FEWER = "place it before the pooling, or pool channels too: group norm, with fewer groups."
 
 
 class Plane(Running):
@@ -94,17 +94,9 @@ class TableNorm(PlaneNorm):
         return self.weight, self.bias
 
     def normalize(self, x: Tensor, mask: Tensor | None, tail: Tail = NOTHING) -> Tensor:
-        nothing = mask_of_nothing(x)
-        if nothing is None and self.tracks is not None and self.remembered()[0] is None:
+        if self.tracks is not None and self.remembered()[0] is None:
             check_batch(self, x, mask)
-        mask = nothing if mask is None else mask
-        observe = self.observe if nothing is None else None
-        return ops.normalize(x, self.rule(x), self.tensors(x), mask=mask, observe=observe, tail=tail)
-
-
-def mask_of_nothing(x: Tensor) -> Tensor | None:
-    """For a batch without values a mask, so that nothing is divided by their number; else None."""
-    return None if ops.tracing() or x.numel() else x.new_ones(x.shape[2:], dtype=torch.bool)
+        return ops.normalize(x, self.rule(x), self.tensors(x), mask=mask, observe=self.observe, tail=tail)
 
 
 def leaf(module: nn.Module, x: Any, *rest: Any) -> Any:
@@ -128,7 +120,7 @@ def check_input(module: nn.Module, x: Tensor, num_features: int, mask: Tensor | 
 
 
 def check_batch(module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
-    """Batch statistics need more than one value per channel, and say nothing from two; an empty batch needs none."""
+    """Batch statistics need more than one value per channel, and say nothing from two; no value needs none."""
     values = _values(x, mask)
     if values is None:
         return
@@ -143,29 +135,29 @@ def check_batch(module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
 
 
 def _values(x: Tensor, mask: Tensor | None) -> int | None:
-    """How many values a channel has; None for an empty batch, and where only the running program will know."""
+    """How many values a channel has; None where there are none, and where only the running program will know."""
     if ops.tracing():
-        return 1 if compiling() and mask is None and _surely_one(x) else None
-    if not len(x):
+        one = compiling() and mask is None and ops.surely(x.shape[0] * plane_size(x) == 1)
+        return 1 if one else None
+    if not x.numel():
         return None
-    return x.numel() // x.shape[1] if mask is None else int(align(mask, x).sum())
-
-
-def _surely_one(x: Tensor) -> bool:
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, and sets no guard
-
-    return statically_known_true(x.shape[0] * x.shape[2:].numel() == 1)
+    if mask is None:
+        return x.numel() // x.shape[1]
+    return int(align(mask, x).sum()) if ops.valued(x, mask) else None
 
 
 def check_values(module: nn.Module, x: Tensor, channels: int = 1) -> None:
     """One value has no variance: every output would be the bias; and from two they say nothing."""
-    values = channels * x.shape[2:].numel()
+    if ops.tracing():  # no branch on a size that is kept open
+        values = int(ops.surely(channels * plane_size(x) == 1))
+    else:
+        values = channels * x.shape[2:].numel()
     if values == 1:
         raise ValueError(
             f"{type(module).__name__}: every statistic needs at least 2 values (H*W times channels of a "
             f"group), got 1 (input shape {tuple(x.shape)}); {FEWER}"
         )
-    if not ops.tracing() and values == 2 and len(x):
+    if values == 2 and len(x):
         _warn_two(type(module).__name__, "statistic", FEWER)
 
 

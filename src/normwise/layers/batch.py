@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normwise import ops, plain
 from normwise.layers.base import Plane, PlaneNorm, check_batch
 from normwise.layers.running import Running
+from normwise.mixture import Mixture
 from normwise.ops import Affine, standardize
 from normwise.table import Moments
 from normwise.tail import NOTHING, Tail
@@ -67,12 +68,12 @@ def batch_norm(norm: Running, x: Tensor, mask: Tensor | None, tail: Tail = NOTHI
     mean, var = norm.remembered()
     blended = mean is not None and norm.mix > 0 and not norm.training
     plenty = mask is None and not ops.tracing() and x.numel() > 2 * x.shape[1]
-    teaches = plenty or ops.tracing() or x.numel() > 0  # PyTorch takes a batch of nothing, and counts it
-    if not plenty and (mean is None or (blended and norm.mix == 1)) and (teaches or mask is not None):
+    teaches = plenty or not ops.empty(x)  # PyTorch takes a batch of nothing, and counts it
+    if not plenty and (mean is None or (blended and norm.mix == 1)):
         check_batch(norm, x, mask)
     if mask is not None or blended:
-        rule = partial(_rule, eps=norm.eps, mix=norm.mix if blended else 0.0)
-        tensors = norm.weight, norm.bias, mean, var
+        rule = partial(_mixed, eps=norm.eps, mix=norm.mix) if blended else Mixture(norm.eps)
+        tensors = None, norm.weight, norm.bias, mean, var
         return ops.normalize(x, rule, tensors, mask=mask, observe=norm.observe, tail=tail)
     statistics = None if mean is None or var is None else (mean, var)
     y, (mean, var, unbiasing) = plain.batch_norm(x, norm.weight, norm.bias, norm.eps, statistics, tail)
@@ -81,13 +82,11 @@ def batch_norm(norm: Running, x: Tensor, mask: Tensor | None, tail: Tail = NOTHI
     return y
 
 
-def _rule(
-    table: Moments, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *, eps: float, mix: float
+def _mixed(
+    table: Moments, _: None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float, mix: float
 ) -> Affine:
-    pooled = batch_pool(table, mean, var)
-    if mix:
-        own = table.pool(0)
-        pooled = Moments(torch.lerp(pooled.mean, own.mean, mix), torch.lerp(pooled.var, own.var, mix), 1)
+    own = table.pool(0)
+    pooled = Moments(torch.lerp(mean[None], own.mean, mix), torch.lerp(var[None], own.var, mix), 1)
     return standardize(pooled, eps).learned(weight, bias)
 
 

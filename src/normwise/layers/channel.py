@@ -1,8 +1,8 @@
 """Norms of one position over its channels, for (N, C, *spatial): no axis is permuted, nothing copied."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from normwise.functional import layer_norm
 from normwise.layers.base import PlaneNorm
 from normwise.table import align, convert, planes, wide
 
@@ -38,7 +38,7 @@ class ChannelLayerNorm(ChannelNorm):
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         last = x.movedim(1, -1)
         if mask is None and x.dim() > 2 and last.is_contiguous():  # channels_last: PyTorch's kernel, four times as fast
-            y = F.layer_norm(last, (self.num_features,), self.weight, self.bias, self.eps)
+            y = layer_norm(last, (self.num_features,), self.weight, self.bias, self.eps)
             return convert(y.movedim(-1, 1), x.dtype)
         return super().normalize(x, mask)
 

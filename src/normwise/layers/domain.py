@@ -15,6 +15,9 @@ from normwise.layers.running import Memory
 from normwise.mixture import Mixture
 from normwise.table import Moments, align
 
+_WHOLE = "domain: the domain must be a whole number, or one for each sample"
+_SUCH = "write nw.domain(model, 1) or nw.domain(model, [0, 1, 1])."
+
 
 class DomainNorm(TableNorm):
     """Batch norm with `domains` memories: no domain is standardized with the statistics of another.
@@ -30,6 +33,7 @@ class DomainNorm(TableNorm):
     [0, 1]
     """
 
+    passing = (*TableNorm.passing, "current")
     current: int | Tensor = 0  # for the whole batch, or (N,)
 
     def __init__(self, num_features: int, *, domains: int = 2, **common: Any) -> None:
@@ -67,7 +71,7 @@ class DomainNorm(TableNorm):
                 f"DomainNorm: a domain for each sample is needed, got {self.current.shape[0]} for a batch of "
                 f"{x.shape[0]}; choose them by `with nw.domain(model, domains):` for every batch."
             )
-        if self.remembered()[0] is None and not ops.tracing():
+        if self.remembered()[0] is None and ops.valued(self.current, x):
             for d, samples in enumerate(self.current.bincount().tolist()):
                 if samples:  # of x the check reads the shape, so that any samples will do
                     own = None if mask is None else align(mask, x).squeeze(1)[self.current == d]
@@ -80,7 +84,7 @@ class DomainNorm(TableNorm):
             return super().observe(table)
         if self.remembers():
             count = torch.as_tensor(table.count)
-            met = (count > 0).any(-1)
+            met = (count > 1).any(-1)
             everyone = not ops.tracing() and met.is_cpu and bool(met.all())
             self.remember(table.mean, table.unbiased, count, None if everyone else met)
 
@@ -119,16 +123,19 @@ def domain(model: nn.Module, index: int | Sequence[int] | Tensor) -> Iterator[No
 def _index(index: int | Sequence[int] | Tensor) -> int | Tensor:
     if isinstance(index, int) and not isinstance(index, bool):
         return index
-    chosen = torch.as_tensor(index)
-    if chosen.dim() > 1 or chosen.is_floating_point() or chosen.dtype == torch.bool or not chosen.numel():
-        raise UsageError(
-            f"domain: the domain must be a whole number, or one for each sample, got {chosen.dtype} of shape "
-            f"{tuple(chosen.shape)}."
-        )
+    try:
+        chosen = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"{_WHOLE}, got {index!r}; {_SUCH}") from None
+    whole = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
+    if chosen.dim() > 1 or not whole or not chosen.numel():
+        raise UsageError(f"{_WHOLE}, got {chosen.dtype} of shape {tuple(chosen.shape)}; {_SUCH}")
     return chosen.to(torch.int64, copy=True) if chosen.dim() else int(chosen)
 
 
 def _require_known(chosen: int | Tensor, domains: int) -> None:
+    if isinstance(chosen, Tensor) and not ops.valued(chosen):
+        return
     low, high = (chosen, chosen) if isinstance(chosen, int) else (int(chosen.min()), int(chosen.max()))
     if low < 0 or high >= domains:
         raise UsageError(

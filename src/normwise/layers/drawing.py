@@ -4,10 +4,10 @@ INSTANCES, CHANNELS, PIXELS = 3, 4, 4
 FILLED, EMPTY = "█", "·"
 
 
-def drawing(axes: str, groups: int = 2) -> str:
+def drawing(axes: str, groups: int = 2, chunk: int = INSTANCES) -> str:
     """Draws one pool: rows are instances, columns channels (tokens), the signs of a cell positions (features).
 
-    `axes` is one of `NormEntry.axes`: N, C, C/g (of `groups`), HW and F joined by commas.
+    `axes` is one of `NormEntry.axes`: N (in chunks), C, C/g (of `groups`), HW and F joined by commas.
 
     >>> print(drawing("N,HW"))
            channel 0     1     2     3
@@ -20,7 +20,7 @@ def drawing(axes: str, groups: int = 2) -> str:
     whole = "HW" in pooled or "F" in pooled
     lines = [f"{'token' if 'F' in pooled else 'channel':>14} {'     '.join(map(str, range(CHANNELS)))}"]
     for n in range(INSTANCES):
-        cells = [_cell(c < width and (n == 0 or "N" in pooled), whole) for c in range(CHANNELS)]
+        cells = [_cell(c < width and n < (chunk if "N" in pooled else 1), whole) for c in range(CHANNELS)]
         lines.append(f"instance {n}     {'  '.join(cells)}")
     return "\n".join(lines)
 

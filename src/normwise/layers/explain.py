@@ -8,12 +8,16 @@ from torch import Tensor, nn
 from normwise.layers.catalogue import NORMS
 from normwise.layers.drawing import drawing
 from normwise.layers.entry import NormEntry
-from normwise.layers.spec import NormSpec, build, parse
+from normwise.layers.spec import KEEP, NormSpec, build, parse
 from normwise.table import Moments, moments
 
-C = 64  # for shapes and counts
+C = 64  # for shapes and counts, where the spec's groups divide it
 NUMBERS = torch.tensor(  # (N, C, positions)
-    [[[1.0, 2, 3], [4, 8, 12], [0, 3, 0], [5, 5, 8]], [[0.0, 0, 6], [10, 20, 30], [1, 1, 4], [7, 8, 9]]]
+    [
+        [[1.0, 2, 3], [4, 8, 12], [0, 3, 0], [5, 5, 8]],
+        [[0.0, 0, 6], [10, 20, 30], [1, 1, 4], [7, 8, 9]],
+        [[3.0, 1, 2], [2, 8, 14], [2, 3, 4], [6, 7, 8]],
+    ]
 )
 STYLE = NUMBERS.flip(0) + 10
 DEFAULTS = "with its defaults"
@@ -23,8 +27,10 @@ def explain(text: str) -> dict[str, Any]:
     """Everything `normwise explain` shows, as plain data.
 
     >>> explain("batch")["steps"]["statistics"]
-    ['mean over N,HW: 2, 14, 1.5, 7', 'variance over N,HW: 4.3333, 74.6667, 2.25, 2.3333']
+    ['mean over N,HW: 2, 12, 2, 7', 'variance over N,HW: 3.1111, 65.7778, 2.2222, 1.7778']
     """
+    if text.strip() == "keep":
+        return {"schema": 1, "name": "keep", "summary": KEEP}
     spec = parse(text)
     entry = NORMS[spec.name]
     said = {name: getattr(entry, name) for name in _SAID}
@@ -32,10 +38,11 @@ def explain(text: str) -> dict[str, Any]:
         "schema": 1,
         **said,
         "cannot": dict(entry.cannot),
-        "drawings": [drawing(axes, _groups(spec)) for axes in entry.axes],
+        "drawings": [drawing(axes, _groups(spec), _chunk(spec)) for axes in entry.axes],
         "drawn": _drawn(spec),
         "steps": _steps(spec),
-        "tensors": _tensors(str(spec)),
+        "channels": _channels(spec),
+        "tensors": _tensors(spec),
         "cost": _cost(entry),
     }
 
@@ -47,8 +54,13 @@ def card(text: str) -> str:
     none: no normalization: a learned weight and bias per channel
     """
     content = explain(text)
+    if content["name"] == "keep":
+        return f"keep: {KEEP}"
     blocks = [f"{content['name']}: {content['summary']}", content["formula"], _pools(content), _shown(content)]
-    rows = [f"  {t['name']:<20} {t['kind']:<10} {t['shape']:<10} {t['count']} for C = {C}" for t in content["tensors"]]
+    rows = [
+        f"  {t['name']:<20} {t['kind']:<10} {t['shape']:<10} {t['count']} for C = {content['channels']}"
+        for t in content["tensors"]
+    ]
     blocks += ["Keeps\n" + "\n".join(rows or ["  nothing"]), "Costs\n" + "\n".join(f"  {c}" for c in content["cost"])]
     titles = {
         "when": "Take it when", "when_not": "Leave it when", "option": "Option", "evidence": "Measured by others",
@@ -58,9 +70,10 @@ def card(text: str) -> str:
     if content["given"]:
         blocks.append(f"Second input\n  forward(x, {content['given']}, mask=None)")
     reasons = [
-        f"  {promise.replace('_', ' ').replace(':', ', in ')}: {why}" for promise, why in content["cannot"].items()
+        f"  not: {promise.replace('_', ' ').replace(':', ', in ')}. Why: {why}"
+        for promise, why in content["cannot"].items()
     ]
-    return "\n\n".join(blocks + (["What it does not promise\n" + "\n".join(reasons)] if reasons else []))
+    return "\n\n".join(blocks + (["What most norms promise and it does not\n" + "\n".join(reasons)] if reasons else []))
 
 
 _SAID = (
@@ -78,27 +91,33 @@ def _pools(content: dict[str, Any]) -> str:
 def _shown(content: dict[str, Any]) -> str:
     """The steps, one below the other."""
     instead = f", {content['drawn']}" if content["drawn"] not in ("", DEFAULTS) else ""
-    lines = [f"Step by step, in training, on x of 2 instances, 4 channels, 3 positions{instead}"]
+    lines = [f"Step by step, in training, on x of {len(NUMBERS)} instances, 4 channels, 3 positions{instead}"]
     for name, rows in content["steps"].items():
         lines += [f"  {name}", *(f"    {row}" for row in rows)]
     return "\n".join(lines)
 
 
 def _example(spec: NormSpec) -> NormSpec:
-    """The spec itself; group:2, as drawn, where no number of groups is given or four channels do not have so many."""
-    fits = spec.options and all(value in (1, 2, 4) for _, value in spec.options)
-    return spec if spec.name != "group" or fits else parse("group:2")
+    """The spec itself; where four channels have no such groups, or three instances are one chunk, two of each."""
+    fitting = {"group": (1, 2, 4), "ghost": (1, 2)}.get(spec.name)
+    fits = fitting is None or (spec.options and all(value in fitting for _, value in spec.options))
+    return spec if fits else parse(f"{spec.name}:2")
 
 
 def _groups(spec: NormSpec) -> int:
     return getattr(build(_example(spec), NUMBERS.shape[1]), "num_groups", 2)
 
 
+def _chunk(spec: NormSpec) -> int:
+    return getattr(build(_example(spec), NUMBERS.shape[1]), "chunk_size", len(NUMBERS))
+
+
 def _drawn(spec: NormSpec) -> str:
     """What pools and statistics show, where it is not the spec's own."""
     if _example(spec) != spec:
         return f"as {_example(spec)}"
-    return DEFAULTS if spec.options and NORMS[spec.name].axes and spec.name != "group" else ""
+    follows = spec.name in ("group", "ghost")
+    return DEFAULTS if spec.options and NORMS[spec.name].axes and not follows else ""
 
 
 def _steps(spec: NormSpec) -> dict[str, list[str]]:
@@ -107,27 +126,34 @@ def _steps(spec: NormSpec) -> dict[str, list[str]]:
     last = entry.kind == "position" or ("axis", -1) in spec.options
     x = NUMBERS.movedim(1, -1) if last else NUMBERS
     embedding = getattr(norm, "embedding", None)
-    condition = torch.zeros(2, embedding) if embedding else torch.tensor([0, 0])
+    condition = torch.zeros(len(x), embedding) if embedding else torch.zeros(len(x), dtype=torch.long)
     given = {"style": STYLE, "condition": condition}.get(entry.given)
 
-    def run(weight: float, bias: float) -> list[str]:
-        for name, value in (("weight", weight), ("bias", bias)):
-            if norm._parameters.get(name) is not None:
-                norm.get_parameter(name).data.fill_(value)
+    def run(values: dict[str, int]) -> list[str]:
+        for name, value in values.items():
+            norm.get_parameter(name).data.fill_(value)
         torch.manual_seed(0)
         y = norm(x, *([] if given is None else [given])).detach()
         return _rows(y.movedim(-1, 1) if last else y)
 
+    learned = [name for name in ("weight", "bias") if norm._parameters.get(name) is not None]
+    runs = [dict(zip(learned, values, strict=False)) for values in ([(1, 0), (2, 1)] if learned else [()])]
+    steps = {"x": _rows(NUMBERS), "statistics": _statistics(spec)}
     with torch.random.fork_rng(devices=[]):
-        steps = {"x": _rows(NUMBERS), "statistics": _statistics(spec)}
-        return {**steps, "with weight 1, bias 0": run(1, 0), "with weight 2, bias 1": run(2, 1)}
+        return steps | {_with(values): run(values) for values in runs}
+
+
+def _with(values: dict[str, int]) -> str:
+    """What the layer was given to scale and shift with: its own parameters, as far as it has them."""
+    return f"with {', '.join(f'{name} {value}' for name, value in values.items())}" if values else "y"
 
 
 def _statistics(spec: NormSpec) -> list[str]:
     entry, table, groups = NORMS[spec.name], moments(NUMBERS), _groups(spec)
+    chunk = _chunk(spec)
     found = []
     for axes in entry.axes:
-        pooled = _pooled(table, axes, groups)
+        pooled = _pooled(table, axes, groups, chunk)
         if "x^2" in entry.formula:
             found.append(f"mean of squares over {axes}: {_numbers(pooled.var + pooled.mean**2)}")
         else:
@@ -135,13 +161,16 @@ def _statistics(spec: NormSpec) -> list[str]:
     return (found or ["none"]) + ([f"({DEFAULTS})"] if _drawn(spec) == DEFAULTS else [])
 
 
-def _pooled(table: Moments, axes: str, groups: int) -> Moments:
+def _pooled(table: Moments, axes: str, groups: int, chunk: int) -> Moments:
     """The pool that these axes name, of the numbers."""
     if axes in ("C", "F"):
         return Moments(NUMBERS.mean(1), NUMBERS.var(1, correction=0), NUMBERS.shape[1])
     if "C" in axes:
         return table.pool(1) if "C/g" not in axes else Moments(*(_first(t, groups) for t in table.pool(1, groups)))
-    return table.pool(0) if "N" in axes else table
+    if "N" not in axes:
+        return table
+    pooled = table.pool(0, -(-len(NUMBERS) // chunk))
+    return Moments(pooled.mean[::chunk], pooled.var[::chunk], pooled.count)
 
 
 def _first(t: Any, groups: int) -> Any:
@@ -157,19 +186,26 @@ def _rows(y: Tensor) -> list[str]:
     return [f"instance {n}: " + " | ".join(_numbers(plane) for plane in planes) for n, planes in enumerate(y)]
 
 
-def _tensors(text: str) -> list[dict[str, Any]]:
+def _channels(spec: NormSpec) -> int:
+    """64 channels, or the next number that the groups divide."""
+    divisor = max(1, *(int(value) for _, value in spec.options)) if spec.name == "group" and spec.options else 1
+    return -(-C // divisor) * divisor
+
+
+def _tensors(spec: NormSpec) -> list[dict[str, Any]]:
     """Parameters and buffers by name, with their shape in terms of C."""
-    norm = build(text, C)
+    channels = _channels(spec)
+    norm = build(spec, channels)
     kinds = {"parameter": norm.named_parameters(), "state": norm.named_buffers()}
     return [
-        {"name": name, "kind": kind, "shape": _shape(t), "count": t.numel()}
+        {"name": name, "kind": kind, "shape": _shape(t, channels), "count": t.numel()}
         for kind, named in kinds.items()
         for name, t in named
     ]
 
 
-def _shape(t: Tensor) -> str:
-    return f"({', '.join('C' if size == C else str(size) for size in t.shape)})"
+def _shape(t: Tensor, channels: int) -> str:
+    return f"({', '.join('C' if size == channels else str(size) for size in t.shape)})"
 
 
 def _cost(entry: NormEntry) -> list[str]:

@@ -7,6 +7,7 @@ from torch import Tensor, stack
 from normwise import ops
 from normwise.layers.base import TableNorm, check_batch
 from normwise.layers.batch import batch_norm
+from normwise.layers.written import compiling
 from normwise.mixture import Mixture
 from normwise.table import align
 
@@ -43,8 +44,9 @@ class GhostNorm(TableNorm):
         if self.remembered()[0] is not None or parts == 1:
             return batch_norm(self, x, mask)
         if mask is None:
-            check_batch(self, x[: x.shape[0] // parts], None)  # the smallest chunk
-        elif not ops.tracing():
+            size = x.shape[0] // parts  # of the smallest chunk; a compiler that keeps it open is to guard it
+            check_batch(self, x[: 1 if compiling() and size == 1 else size], None)
+        elif ops.valued(x, mask):
             valid = align(mask, x).squeeze(1)
             chunks = list(zip(x.tensor_split(parts), valid.tensor_split(parts), strict=True))
             counts = stack([its.sum() for _, its in chunks]).tolist()

@@ -38,10 +38,10 @@ class StepMemory(Skipping):
         super().__init__()
         self.num_features, self.momentum = num_features, momentum
         kind = {"device": device, "dtype": wide(dtype or torch.get_default_dtype())}
-        self.register_buffer("running_mean", torch.zeros(1, num_features, **kind))
-        self.register_buffer("running_var", torch.ones(1, num_features, **kind))
-        self.register_buffer("num_batches_tracked", torch.zeros(1, dtype=torch.long, device=device))
-        self.start_counting(device)
+        for name in _NAMES:
+            self.register_buffer(name, torch.empty(1, num_features, **kind))
+        self.register_buffer("num_batches_tracked", torch.empty(1, dtype=torch.long, device=device))
+        self.reset_parameters()
 
     @property
     def forgotten(self) -> bool:
@@ -53,6 +53,14 @@ class StepMemory(Skipping):
         last = ((self.num_batches_tracked > 0).sum() - 1).clamp(min=0)
         index = torch.arange(steps, device=last.device).clamp(max=last)
         return self.running_mean[index], self.running_var[index]
+
+    def reset_parameters(self) -> None:
+        """Forgets all batches, as PyTorch's batch norm does under this name; the number of steps stays."""
+        if not self.forgotten:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+            self.start_counting(self.num_batches_tracked.device)
 
     @torch.no_grad()
     def remember(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
@@ -108,15 +116,6 @@ class StepMemory(Skipping):
             if isinstance(given, Tensor) and given.dim() == mine.dim() and given.shape[1:] == mine.shape[1:]:
                 setattr(self, name, mine.new_zeros(given.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "StepMemory":
-        before = {} if self.forgotten else {name: self.get_buffer(name) for name in _NAMES}
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self.get_buffer(name)
-            if new.dtype != wide(new.dtype):
-                setattr(self, name, old.to(new.device, wide(new.dtype)))
-        return self
 
 
 @written("mean", "var", "seen", "skipped")

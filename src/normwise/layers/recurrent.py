@@ -81,11 +81,14 @@ class Recurrent(nn.RNNBase):
 
     @torch.no_grad()
     def reset_norm(self) -> None:
-        """The norm's weights start at 1, or at 0.1 for batch norm, where 1 would saturate tanh; the bias at 0."""
+        """The norm's weights start at 1, or at 0.1 for batch norm, where 1 would saturate tanh; its memory empty."""
         for name, parameter in self.named_parameters():
             if name.startswith("norm_"):
                 start = 0.1 if self.norm == "batch" else 1.0
                 parameter.fill_(0.0 if name.startswith("norm_bias") else start)
+        for part in self.children():
+            if isinstance(part, StepMemory):
+                part.reset_parameters()
 
     def forward(self, input: Any, hx: Any = None, lengths: Tensor | Sequence[int] | None = None) -> Any:
         """Output and last state, as PyTorch's layer gives them.
@@ -203,10 +206,8 @@ class Recurrent(nn.RNNBase):
         if hx is None:
             state = (x.new_zeros(shape, dtype=dtype),) * (1 + self.cell)
         else:
+            self._check_first(hx, shape)
             state = tuple(convert(s, dtype) for s in (hx if self.cell else (hx,)))
-        for s in state:
-            if s.shape != shape:
-                raise ValueError(f"{type(self).__name__}: each state must have shape {shape}, got {tuple(s.shape)}.")
         if self.training and self.state_noise and self.norm != "none":
             state = state[0] + self.state_noise * torch.randn_like(state[0]), *state[1:]
         return state
@@ -229,6 +230,15 @@ class Recurrent(nn.RNNBase):
             raise ValueError(f"{name}: the input must be floating point, got {x.dtype}; call x.float() first.")
         if self.norm == "batch" and self._measures("l0"):
             check_batch(self, x[0], None)
+
+    def _check_first(self, hx: Any, shape: tuple[int, ...]) -> None:
+        name, several = type(self).__name__, isinstance(hx, tuple | list)
+        if several != self.cell or (several and len(hx) != 2):
+            wanted = "the pair (h, c)" if self.cell else "the tensor h by itself"
+            raise ValueError(f"{name}: hx must be {wanted}, got a {type(hx).__name__} of {len(hx)}.")
+        for s in hx if several else (hx,):
+            if s.shape != shape:
+                raise ValueError(f"{name}: each state must have shape {shape}, got {tuple(s.shape)}.")
 
     def _check_lengths(self, input: Any, lengths: Tensor) -> None:
         name = type(self).__name__

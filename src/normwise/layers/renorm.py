@@ -42,7 +42,7 @@ class RenormNorm(TableNorm):
     recent: Tensor | None = None  # of the last calls: the batch's mean, and what was remembered before it
 
     def __init__(self, num_features: int, *, r_max: float = 3.0, d_max: float = 5.0, **common: Any) -> None:
-        if r_max < 1 or d_max < 0:
+        if not (r_max >= 1 and d_max >= 0):
             raise ValueError(f"RenormNorm: r_max must be at least 1 and d_max at least 0, got {r_max} and {d_max}.")
         super().__init__(num_features, **common)
         self.r_max, self.d_max = float(r_max), float(d_max)
@@ -55,8 +55,7 @@ class RenormNorm(TableNorm):
         return None, self.weight, self.bias
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        empty = not ops.tracing() and not len(x)
-        if self.remembered()[0] is not None or self.running_mean is None or empty:
+        if self.remembered()[0] is not None or self.running_mean is None or ops.empty(x):
             return batch_norm(self, x, mask)
         check_batch(self, x, mask)
         if self.recent is not None and self.recent.device != self.running_mean.device:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise import kernels, ops
-from normwise.layers.base import PlaneNorm, mask_of_nothing
+from normwise.layers.base import PlaneNorm
 from normwise.ops import Affine
 from normwise.table import Moments, align, convert, planes
 
@@ -48,8 +48,7 @@ def _by_the_table(
     x: Tensor, weight: Any, bias: Any, threshold: Tensor, eps: float, mask: Tensor | None = None
 ) -> Tensor:
     """Whatever x is, and differentiable as often as one likes."""
-    given = mask_of_nothing(x) if mask is None else mask
-    y = ops.normalize(x, partial(_rule, eps=eps), (weight, bias), mask=given)
+    y = ops.normalize(x, partial(_rule, eps=eps), (weight, bias), mask=mask)
     y = torch.maximum(y, convert(planes(threshold[None], y), y.dtype))
     return y if mask is None else y.masked_fill(~align(mask, y), 0)
 

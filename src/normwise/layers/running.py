@@ -9,10 +9,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normwise import kernels
 from normwise.layers.written import Skipping, compiling, merge, move, recomputing
-from normwise.ops import tracing
-from normwise.table import Moments, wide
-
-_NAMES = ("running_mean", "running_var")
+from normwise.ops import surely, tracing
+from normwise.table import Moments
 
 
 class Memory(NamedTuple):
@@ -53,7 +51,7 @@ class Running(Skipping, _NormBase):
 
     def observe(self, table: Moments) -> None:
         """Remembers the batch behind a table."""
-        if self.remembers() and (tracing() or len(table.mean)):
+        if self.remembers():
             pooled = table if not tracing() and len(table.mean) == 1 else table.pool(0)
             self.remember(pooled.mean[0], pooled.unbiased[0], pooled.count)
 
@@ -68,15 +66,16 @@ class Running(Skipping, _NormBase):
     ) -> None:
         """Moves on by one batch of `count` values (instance norm: instances), or pools it for later.
 
-        `var * unbiasing` is its unbiased variance.
+        `var * unbiasing` is its unbiased variance; `present` says which of several memories the batch met.
+        Where nobody could look and refuse it, one of too few values teaches nothing.
         """
         memory = self.memory()
+        count = count[0] if isinstance(count, Tensor) and count.dim() > mean.dim() else count
         if memory.pool is not None:
-            count = count[0] if isinstance(count, Tensor) and count.dim() > mean.dim() else count
             number = torch.as_tensor(count, dtype=mean.dtype, device=mean.device).expand_as(mean)
             merge(memory.pool, self._counter, mean, var * unbiasing, number, *self._law)
             return
-        self._move(memory, mean, var, present, unbiasing)
+        self._move(memory, mean, var, count, present, unbiasing)
 
     def memory(self) -> Memory:
         """What the next batch is written to."""
@@ -95,10 +94,10 @@ class Running(Skipping, _NormBase):
             return
         mean, spread, count = pool.unbind()
         var = spread / (count - self._law[1]).clamp(min=1)
-        self._move(Running.memory(self), mean, var, (count > 0).any(-1))
+        self._move(Running.memory(self), mean, var, count, _enough(count, mean, self._least))
 
     def reset_running_stats(self) -> None:
-        self._widen({name: self._buffers[name] for name in _NAMES})
+        self._widen(self._buffers)
         super().reset_running_stats()
         if self.running_mean is not None:
             self.start_counting(self.running_mean.device)
@@ -110,12 +109,26 @@ class Running(Skipping, _NormBase):
             return False, 0  # it remembers averages over instances
         return True, 0 if self.averages_std else 1
 
-    def _move(self, memory: Memory, mean: Tensor, var: Tensor, present: Tensor | None, unbiasing: float = 1.0) -> None:
+    @property
+    def _least(self) -> int:
+        """How many values, of instance norm instances, make a batch."""
+        return 2 if self._law[0] else 1
+
+    def _move(
+        self,
+        memory: Memory,
+        mean: Tensor,
+        var: Tensor,
+        count: Any,
+        present: Tensor | None = None,
+        unbiasing: float = 1.0,
+    ) -> None:
         root = self.eps if self.averages_std else None
         simple = present is None and root is None and not tracing()
         if simple and kernels.remember(*memory[:3], self.skipped, mean, var, self.momentum, unbiasing):
             self._tell()
             return
+        present = _enough(count, mean, self._least) if present is None else present
         var = var if unbiasing == 1 else var * unbiasing
         if self.skipped is not None and self.skipped.device != memory.mean.device:
             self.start_counting(memory.mean.device)  # the memory was assigned, as load_state_dict(assign=True) does
@@ -124,14 +137,11 @@ class Running(Skipping, _NormBase):
         if not tracing() and skipped is not None and skipped.is_cpu:
             self._tell()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Running":
-        before = {name: self._buffers[name] for name in _NAMES}
-        super()._apply(fn, recurse)
-        self._widen(before)
-        return self
 
-    def _widen(self, before: dict[str, Tensor | None]) -> None:
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != wide(new.dtype):
-                self._buffers[name] = old.to(new.device, wide(new.dtype))
+def _enough(count: Any, mean: Tensor, least: int) -> Tensor | None:
+    """Says of each memory whether its batch has at least so many values; None where it surely has."""
+    if not isinstance(count, Tensor):
+        if surely(count >= least):
+            return None
+        count = mean.new_full((), count)
+    return (count >= least).expand_as(mean).any(-1)

@@ -17,6 +17,8 @@ from normwise.layers.entry import NormEntry
 from normwise.layers.recurrent import Recurrent
 from normwise.layers.within import RankedInstanceNorm
 
+KEEP = "for compare and swap: each layer stays as it is (a name, not a norm to build)"
+
 
 @dataclass(frozen=True)
 class NormSpec:
@@ -62,6 +64,8 @@ def parse(text: str | NormSpec) -> NormSpec:
     """
     if isinstance(text, NormSpec):
         return text
+    if not isinstance(text, str):
+        raise UsageError(f"a norm must be given as a spec such as 'group:8', got {text!r}; the channels come after it.")
     name, colon, rest = text.strip().partition(":")
     if name not in NORMS:
         _unknown(name)
@@ -214,6 +218,8 @@ def _option(entry: NormEntry, item: str, position: int) -> tuple[str, int | floa
 
 
 def _unknown(name: str) -> NoReturn:
-    near = get_close_matches(name, NORMS, n=1, cutoff=0.5)
+    if name == "keep":
+        raise UsageError(f"keep is {KEEP}; to build one, name one of: {', '.join(NORMS)}.")
+    near = get_close_matches(name, NORMS, n=1, cutoff=0.7)
     hint = f"; did you mean {near[0]}?" if near else "."
     raise UsageError(f"unknown norm {name!r}, known are: {', '.join(NORMS)}{hint}")

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from normwise.functional import layer_norm
 from normwise.ops import tracing
 from normwise.table import convert, wide
 
@@ -38,16 +38,16 @@ class LayerSteps(NoSteps):
 
     def inputs(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         if len(self.blocks) == 1:
-            return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+            return layer_norm(x, x.shape[-1:], weight, bias, self.eps)
         blocks = list(self.blocks)
         parts = (t.split(blocks, -1) if t is not None else [None] * len(blocks) for t in (x, weight, bias))
-        return torch.cat([F.layer_norm(x, x.shape[-1:], w, b, self.eps) for x, w, b in zip(*parts, strict=True)], -1)
+        return torch.cat([layer_norm(x, x.shape[-1:], w, b, self.eps) for x, w, b in zip(*parts, strict=True)], -1)
 
     def hidden(self, x: Tensor, t: int, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
         return self.inputs(x, weight, bias)
 
     def cell(self, x: Tensor, t: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+        return layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Norms whose scale and shift come from elsewhere: another image, a class or an embedding, another row of the batch."""
 
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -97,14 +98,15 @@ class Conditional(TableNorm):
     def check_condition(self, x: Tensor, condition: Tensor) -> None:
         """One class or one embedding for each instance."""
         shape = x.shape[:1] if self.embedding is None else (x.shape[0], self.embedding)
-        whole = not condition.is_floating_point() and not condition.is_complex()
-        if condition.shape != shape or whole == bool(self.embedding):
-            kind = "an embedding, floating point" if self.embedding else "a class index, a whole number"
+        fits = condition.is_floating_point() if self.embedding else condition.dtype in (torch.int64, torch.int32)
+        if condition.shape != shape or not fits:
+            kind = "an embedding, floating point" if self.embedding else "a class index, int64 or int32"
+            advice = "" if fits else f"; call condition.{'float' if self.embedding else 'long'}()"
             raise ValueError(
-                f"{type(self).__name__}: condition must be {kind} for each instance, shape {tuple(shape)}, "
-                f"got {condition.dtype} of shape {tuple(condition.shape)}."
+                f"{type(self).__name__}: condition must be {kind}, for each instance, shape {tuple(shape)}, "
+                f"got {condition.dtype} of shape {tuple(condition.shape)}{advice}."
             )
-        if self.classes and x.shape[0] and not ops.tracing():
+        if self.classes and x.shape[0] and ops.valued(condition):
             low, high = (int(bound) for bound in condition.aminmax())
             if low < 0 or high >= self.classes:
                 raise ValueError(
@@ -172,17 +174,17 @@ class MixStyle(PlaneNorm):
     def __init__(
         self, num_features: int, *, p: float = 0.5, alpha: float = 0.1, affine: bool = False, **common: Any
     ) -> None:
-        if not 0 <= p <= 1 or alpha <= 0:
-            raise ValueError(f"MixStyle: p must be between 0 and 1 and alpha above 0, got {p} and {alpha}.")
+        if not (0 <= p <= 1 and 0 < alpha < inf):
+            raise ValueError(f"MixStyle: p must be between 0 and 1 and alpha above 0 and finite, got {p} and {alpha}.")
         self.p, self.alpha = p, alpha
         super().__init__(num_features, affine=False, **common)
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if not self.training:
             return x if mask is None else x.masked_fill(~align(mask, x), 0)
-        coin, order = torch.rand(()), torch.randperm(x.shape[0])
-        share = torch.ops.aten._sample_dirichlet(torch.full((x.shape[0], 2), self.alpha))[:, :1]
-        if not ops.tracing() and coin >= self.p:
+        coin, order = torch.rand((), device="cpu"), torch.randperm(x.shape[0], device="cpu")
+        share = torch.ops.aten._sample_dirichlet(torch.full((x.shape[0], 2), self.alpha, device="cpu"))[:, :1]
+        if ops.valued(coin) and coin >= self.p:
             return x if mask is None else x.masked_fill(~align(mask, x), 0)
         share = torch.where(coin < self.p, share, 1.0).to(x.device, wide(x.dtype))
         return ops.normalize(x, partial(_mixed, eps=self.eps), (share, order.to(x.device)), mask=mask)
@@ -195,5 +197,6 @@ def _mixed(table: Moments, share: Tensor, order: Tensor, *, eps: float) -> Affin
     mean, std = table.mean.detach(), (table.var.detach() + eps).sqrt()
     if isinstance(table.count, Tensor):  # a partner without valid values has no moments to mix with
         share = torch.where(table.count[order] > 0, share, 1.0)
-    shift, scale = (share * own + (1 - share) * own[order] for own in (mean, std))
+    taken = share < 1  # else a partner's NaN has no influence
+    shift, scale = (share * own + (1 - share) * torch.where(taken, own[order], own) for own in (mean, std))
     return Affine(mean, scale / std, shift)

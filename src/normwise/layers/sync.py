@@ -35,8 +35,6 @@ class SyncNorm(TableNorm):
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.remembered()[0] is not None or ranks(self.process_group) == 1:
             return batch_norm(self, x, mask)
-        if mask is None and x.shape[0] == 0:
-            mask = x.new_ones(x.shape[2:], dtype=torch.bool)  # so that no one divides by the number of instances
         return ops.normalize(x, self.rule(x), self.tensors(x), mask=mask)  # the rule observes the joint pool
 
 
@@ -85,7 +83,7 @@ class _SumOverRanks(torch.autograd.Function):
 def _require_values(pooled: Moments) -> None:
     """All processes know the same count, so all stop."""
     count = pooled.count
-    if isinstance(count, Tensor) and count.is_cpu and not ops.tracing() and float(count.max()) < 2:
+    if isinstance(count, Tensor) and count.is_cpu and ops.valued(count) and float(count.max()) < 2:
         raise ValueError(
             f"SyncNorm: batch statistics need at least 2 values per channel over all processes, got "
             f"{int(count.max())}; use a larger batch, or call eval()."

@@ -9,7 +9,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normwise import ops, plain
 from normwise.layers.base import Plane, PlaneNorm, check_input, check_values, leaf
-from normwise.layers.batch import batch_pool
+from normwise.mixture import Mixture
 from normwise.ops import Affine, standardize
 from normwise.table import Moments, align, convert, planes
 from normwise.tail import NOTHING, Tail
@@ -41,17 +41,16 @@ class AnyInstanceNorm(Plane):
         if mean is None:
             check_values(self, x)
         if mask is not None:
-            rule = partial(_instance, eps=self.eps)
-            return ops.normalize(
-                x, rule, (self.weight, self.bias, mean, var), mask=mask, observe=self.observe, tail=tail
-            )
+            rule = Mixture(self.eps, own=mean is None, pooled=mean is not None)
+            tensors = self.weight if rule.own else None, self.weight, self.bias, mean, var
+            return ops.normalize(x, rule, tensors, mask=mask, observe=self.observe, tail=tail)
         if mean is not None and var is not None:
             return plain.batch_norm(x, self.weight, self.bias, self.eps, (mean, var), tail)[0]
         if not (self.training and self.track_running_stats):
             return plain.instance_norm(x, self.weight, self.bias, self.eps, tail)
         # the same call while a checkpoint is recomputed, else other tensors would be saved
         y, (mean, var, unbiasing) = plain.observed_instance_norm(x, self.weight, self.bias, self.eps, tail)
-        if self.remembers() and (ops.tracing() or len(x)):
+        if self.remembers() and not ops.empty(x):
             self.remember(mean, var, len(x), None, unbiasing)
         return y
 
@@ -156,13 +155,6 @@ class GroupNorm(nn.GroupNorm):
             return plain.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, tail)
         rule = partial(_group, groups=self.num_groups, eps=self.eps)
         return ops.normalize(x, rule, (self.weight, self.bias), mask=mask, tail=tail)
-
-
-def _instance(
-    table: Moments, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *, eps: float
-) -> Affine:
-    pooled = table if mean is None else batch_pool(table, mean, var)
-    return standardize(pooled, eps).learned(weight, bias)
 
 
 def _group(table: Moments, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Affine:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
-from typing import Any, ParamSpec, cast
+from typing import Any, ClassVar, ParamSpec, cast
 from warnings import warn
 
 import torch
@@ -13,8 +13,9 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter 
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
 from normwise.ops import transformed
-from normwise.table import convert
+from normwise.table import convert, wide
 
+_STATISTICS = ("running_mean", "running_var")
 P = ParamSpec("P")
 
 
@@ -120,8 +121,12 @@ def merge(
 
 
 class Skipping(nn.Module):
-    """A memory that counts the batches with inf or NaN which it left out, and tells of the first."""
+    """A memory that stays wide, and counts the batches with inf or NaN which it left out and tells of the first.
 
+    A copy, in a file too, goes on by itself: it knows nothing of the `with` that was open around this one.
+    """
+
+    passing: ClassVar[tuple[str, ...]] = ("pool",)  # what a `with` gives back at its end
     skipped: Tensor | None = None  # no buffer: the state_dict and what DDP broadcasts stay PyTorch's
     _told = False
 
@@ -150,11 +155,26 @@ class Skipping(nn.Module):
             stacklevel=2,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in self.passing}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._widen(self._buffers)  # assign=True takes the tensors of a half-precision checkpoint
+
     def _apply(self, fn: Any, recurse: bool = True) -> "Skipping":
+        before = {name: self._buffers[name] for name in _STATISTICS}
         super()._apply(fn, recurse)
+        self._widen(before)
         if self.skipped is not None:
             self.skipped = torch.zeros_like(fn(self.skipped)) if self.skipped.is_meta else fn(self.skipped)
         return self
+
+    def _widen(self, values: dict[str, Tensor | None]) -> None:
+        for name in _STATISTICS:
+            value, mine = values[name], self._buffers[name]
+            if value is not None and mine is not None and mine.dtype != wide(mine.dtype):
+                self._buffers[name] = value.to(mine.device, wide(mine.dtype))
 
 
 def _under_transforms(function: Callable[..., None], args: tuple[Any, ...]) -> None:

@@ -1,5 +1,6 @@
 """The claims' page and table: the textbook's sentences beside what was measured."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,28 @@ def render(content: Json) -> str:
 
 
 def console(content: Json) -> Any:
-    """The textbook's table, row by row, with what was measured and the verdict, for a terminal."""
-    from rich.markup import escape
-    from rich.table import Table
+    """The textbook's table, row by row, with what was measured and the verdict, and where the page is: for a terminal.
 
-    table = Table(title="The textbook, measured", caption=bought(content), show_lines=True)
+    Text that is styled and never marked up: the command prints brackets as they are.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text("The textbook, measured"), caption=Text(bought(content)), show_lines=True)
     for column in ("", "The textbook says", "Measured", "Verdict"):
         table.add_column(column)
     for row, claims in by_row(content["claims"]).items():
-        table.add_row("", f"[bold]{escape(row)}[/bold]", "", "")
+        table.add_row("", Text(row, style="bold"), "", "")
         for claim in claims:
-            found = "\n".join(map(escape, measured(claim)))
-            table.add_row(claim["id"], escape(claim["statement"]), found, verdict(claim))
-    return table
+            said = claim["id"], claim["statement"], "\n".join(measured(claim)), verdict(claim)
+            table.add_row(*map(Text, said))
+    return Group(table, *(Text(line, overflow="fold") for line in _ends(content["config"])))
+
+
+def _ends(config: Json) -> Iterator[str]:
+    """Where the page is, and how an interrupted run goes on."""
+    if config.get("folder"):
+        yield f"report: {Path(config['folder']) / 'report.html'}"
+        if config.get("finished") is False:
+            yield f"interrupted; the same command continues with --out {config['folder']}"

@@ -109,7 +109,7 @@ def _time(config: Json) -> str:
     """The planned time: prices are core-seconds, unless the budget counts trials."""
     made, workers = config["plan"], config.get("workers") or 1
     if "trial" in str(config["budget"]) or not made["price"]:
-        return f"budget {config['budget']}"
+        return f"budget {config['budget']} of full length (a quarter of it counts as a quarter)"
     short, full, tuned = made["short_length"], made["full_length_rates"], made["tuning_seeds"]
     lengths = {size: tuned * (len(grid) * short + full) + made["looks"][0] for size, grid in made["rates"]}
     first = sum(price * lengths[size] for _, size, price in made["price"]) / workers

@@ -38,9 +38,13 @@ def _loss(view: View) -> str:
 def _length(view: View) -> str:
     epochs = view.config.get("epochs")
     changes = view.verdict.get("order_changes_at_double_length")
-    said = {None: "not checked at twice the length", True: "at twice the length the order changes"}
+    said = {
+        None: "not checked at twice the length",
+        True: "at twice the length the order changes",
+        False: "at twice the length no change of the order was shown",
+    }
     start = f"{plain(epochs)} epochs; " if epochs else ""
-    sentence = start + said.get(changes, "at twice the length the order stays") + "."
+    sentence = start + said[changes] + "."
     return f"{sentence[0].upper()}{sentence[1:]}{_gains(view)}"
 
 

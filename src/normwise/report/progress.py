@@ -46,13 +46,13 @@ class Progress:
         seconds_left: float | None = None,
         stage: str = "",
         leaders: Sequence[str] = (),
-        running: int = 0,
+        running: int | None = 0,
     ) -> None:
         """Shows the state of the run, unless the last one was shown a moment ago."""
         if not self.due():
             return
         self._shown = time.monotonic()
-        said = f"{done} of {total} trials, {running} running"
+        said = f"{done} of {total}" + ("" if running is None else f" trials, {running} running")
         if seconds_left is not None:
             said += f", about {duration(seconds_left)} left"
         if self._live:

@@ -9,7 +9,7 @@ from normwise.report.view import Json, View
 
 STATES = {
     "safe": "safe",
-    "alive": "in the race",
+    "alive": "open",
     "worse": "dropped: worse",
     "unstable": "dropped: unstable",
 }

@@ -29,12 +29,12 @@ def accelerate(model: nn.Module, example: Any = None, *, dry_run: bool = False) 
     does a norm together with the residual and activation after it, in one pass; its modules stay where
     they are and its class becomes a subclass of the same name. It goes back to its own forward by itself
     where the recorded steps do not hold: when a part was replaced, an attribute changed, a hook watches
-    the norm, or something traces or compiles the model.
+    the norm, or something traces or compiles the model. `torch.jit.script` needs the model as it was: `plan.undo()`.
 
-    With `example` (a tensor, a tuple of arguments or a dict of them) outputs in evaluation and training
-    are compared before and after: in float32 they may differ by 1e-4 of their size, or each by 4 times what
-    the last digit of the example moves it (in evaluation by a tenth of its size at most). An exception
-    leaves the model as it was; `dry_run=True` changes nothing.
+    With `example` (a tensor, a tuple of arguments or a dict of them) each norm is compared with PyTorch's on
+    what reaches it, in evaluation and training: output and gradients may be 4 times as far from those in
+    float64, and in float32 1e-4 of their size. Where each norm hands on what PyTorch's gives, the outputs
+    may differ by 1e-4 of their size. An exception leaves the model as it was; `dry_run=True` changes nothing.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -134,6 +134,8 @@ def _obstacle(norm: Any) -> str:
         return f"it is on {device}, and the kernels run on the CPU"
     if "forward" in vars(norm):
         return "it has a forward of its own on the instance"
+    if not all(isinstance(getattr(norm, part, norm), nn.Module) for part in ("drop", "act")):
+        return "its drop or its act is no module"
     if getattr(norm, "_fast_norm", False):
         return "timm's fast norm is on, which computes in half precision under autocast"
     if isinstance(norm, _NormBase) and "Instance" in type(norm).__name__ and norm.momentum is None:

@@ -15,6 +15,11 @@ def carry_state(old: nn.Module, new: nn.Module) -> str:
         _hand_over(old._buffers, new._buffers, name)
     if getattr(new, "learn", 1) == 0:  # frozen:0
         new.requires_grad_(False)
+    if getattr(old, "mix", 0):  # nw.adapt
+        vars(new)["mix"] = vars(old)["mix"]
+    held = [name for name in getattr(old, "frozen_affine", ()) if new._parameters.get(name) is old._parameters[name]]
+    if held:  # nw.freeze
+        vars(new)["frozen_affine"] = tuple(held)
     before, after = (module._buffers.get("running_mean") is not None for module in (old, new))
     if before and not after:
         return "the remembered mean and variance are not used any more"

@@ -38,7 +38,8 @@ def from_keras(source: Any, norm: str | None = None, *, count: int | None = None
 
     `source` is the built layer, what `to_keras` gave, or its arrays by name (`gamma`, `beta`,
     `moving_mean`, `moving_variance`), then with `epsilon` and `momentum` where they are not Keras' 1e-3
-    and 0.99, and with `norm="layer-token"` or `"group:8"` where it is no batch norm.
+    and 0.99, and with `norm="layer-token"` or `"group:8"` where it is no batch norm. Of a layer with
+    `scale=False` the weight is 1 and does not learn.
 
     >>> norm = from_keras({"gamma": [1.0], "beta": [0.0], "moving_mean": [2.0], "moving_variance": [4.0]})
     >>> norm.eps, norm.momentum, norm.running_var
@@ -55,6 +56,9 @@ def from_keras(source: Any, norm: str | None = None, *, count: int | None = None
 
 def to_keras(norm: nn.Module, *, count: int | None = None) -> dict[str, dict[str, Any]]:
     """The arrays and options of a norm for Keras, the arrays in the order of `layer.set_weights`.
+
+    A weight of 1 that does not learn beside a bias that does is left out, as `scale=False` has none. Of a
+    frozen batch norm the arrays are given; `layer.trainable = False` freezes it there.
 
     >>> made = to_keras(nn.BatchNorm2d(3, momentum=0.1))
     >>> list(made["weights"]), made["config"]
@@ -126,12 +130,14 @@ def _made(
     channels = len(next(iter(arrays.values())))
     groups = config.get("groups", dict(spec.options).get("groups"))
     text = f"group:{channels if groups == -1 else groups}" if spec.name == "group" and groups else spec
-    made = build(
+    made: Any = build(
         text, channels, eps=config.get("epsilon", epsilons.get(spec.name, epsilon)),
         momentum=round(1 - config.get("momentum", 0.99), 12), affine="weight" in arrays or "bias" in arrays,
         bias="bias" in arrays,
     )  # fmt: skip
     _fill(made, arrays, count)
+    if "bias" in arrays and "weight" not in arrays:
+        made.weight.requires_grad_(False)
     return made
 
 
@@ -152,21 +158,28 @@ def _fill(norm: nn.Module, arrays: Mapping[str, Tensor], count: int | None) -> N
 def _taken(norm: nn.Module, count: int | None) -> _Norm:
     """What a norm of PyTorch's or ours holds."""
     state = read(norm)
-    if state is None or state.spec.name not in ("batch", "layer-token", "group", "layer"):
+    kind = None if state is None else {"layer": "group", "frozen": "batch"}.get(state.spec.name, state.spec.name)
+    if state is None or kind not in ("batch", "layer-token", "group"):
         what = type(norm).__name__ if state is None else str(state.spec)
         raise UsageError(f"Keras and Flax have batch, layer-token and group; {what} is none of them.")
     names = [name for name in _KERAS if isinstance(getattr(norm, name, None), Tensor)]
+    if {"weight", "bias"} <= {*names} and _learns(norm, "bias") and not _learns(norm, "weight"):
+        names = [name for name in names if name != "weight" or bool((norm.get_parameter(name) != 1).any())]
     arrays = {name: _wide(getattr(norm, name)) for name in names}
     if "running_mean" in arrays and state.momentum is None:
         raise UsageError("momentum=None is a plain average over all batches, which Keras and Flax have not: set one.")
-    if state.spec.name == "batch" and "running_mean" not in arrays:
+    if kind == "batch" and "running_mean" not in arrays:
         raise UsageError("a batch norm without running statistics has no counterpart in Keras and Flax.")
     if "running_var" in arrays and count is not None:
         arrays["running_var"] = arrays["running_var"] * ((_several(count) - 1) / count)
     epsilon = torch.finfo(torch.float32).eps if state.eps is None else state.eps
-    kind = "group" if state.spec.name == "layer" else state.spec.name
     kept = round(1 - (state.momentum or 0.0), 12)
     return _Norm(kind, {n: t.numpy() for n, t in arrays.items()}, epsilon, kept, getattr(norm, "num_groups", None))
+
+
+def _learns(norm: nn.Module, name: str) -> bool:
+    """Whether it does, or would if nw.freeze had not been there."""
+    return norm.get_parameter(name).requires_grad or name in getattr(norm, "frozen_affine", ())
 
 
 def _config(norm: _Norm) -> dict[str, Any]:

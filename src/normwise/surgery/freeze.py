@@ -11,6 +11,7 @@ from normwise.layers.memory import memories
 from normwise.layers.recurrent import Recurrent
 from normwise.surgery.adopt import adopt
 from normwise.surgery.find import Found, norm_layers
+from normwise.surgery.packed import is_known
 from normwise.surgery.plan import Plan, operation
 
 
@@ -18,7 +19,7 @@ def freeze(model: nn.Module, statistics: bool = True, affine: bool = False, *, d
     """Freezes the norms of a model: `train()` does not undo it, and no step moves what is frozen.
 
     `statistics`: in training too a norm uses what it remembers, and remembers nothing new. `affine`:
-    weight and bias get no gradient. The layers stay the same objects; PyTorch's get our class in place.
+    weight and bias get no gradient. The layers stay the same objects; PyTorch's and timm's get our class in place.
     Undone by `unfreeze`, or by the plan. Not part of the state_dict: freeze again after loading.
 
     >>> import torch
@@ -85,7 +86,7 @@ def _unfit(layer: Found) -> str:
         return ""
     if norm._buffers.get("running_mean") is None:
         return "it remembers no statistics"
-    if layer.locked:
+    if layer.locked and (not is_known(norm) or "forward" in vars(norm)):
         return layer.locked
     return "" if adopt(norm) else "it is a class of its own, whose statistics would go on moving; swap it first"
 

@@ -25,6 +25,8 @@ class Group(NamedTuple):
 def group(block: nn.Module, norm: fx.Node, nodes: list[fx.Node]) -> Group | None:
     """What can be joined with a norm; None if there is nothing, or if it would not be the same."""
     calls = Counter(node.target for node in nodes if node.op == "call_module")
+    if any(node.op == "get_attr" and _path(node)[:-1] == _path(norm) for node in nodes):
+        return None  # who reads the norm's tensors, or writes to them, would see them before the norm
     if norm.op != "call_module" or calls[norm.target] > 1 or len(norm.args) != 1 or norm.kwargs:
         return None
     if not takes_tail(type(at(block, _path(norm)))) or not norm.all_input_nodes:

@@ -40,8 +40,12 @@ class Packed(Derived):
 
 def derived(norm: nn.Module) -> type[nn.Module] | None:
     """The class that stands in for that of a norm of timm's; None for any other module, and where it has it already."""
-    kind = type(norm)
-    return _class(kind) if _name(kind) in _HOMES and not isinstance(norm, Derived) else None
+    return _class(type(norm)) if is_known(norm) and not isinstance(norm, Derived) else None
+
+
+def is_known(norm: nn.Module) -> bool:
+    """Whether it is a norm of timm's that has a stand-in, or is one."""
+    return _name(type(norm)) in _HOMES
 
 
 def described(norm: Any) -> str:
@@ -68,7 +72,7 @@ def _revive(kind: type[nn.Module]) -> nn.Module:
 
 def _at_once(drop: nn.Module, act: nn.Module) -> Act | None:
     """The activation if one pass can do it, and nobody has to be told."""
-    if not _silent(drop) or watched(drop) or watched(act):
+    if not isinstance(act, nn.Module) or not _silent(drop) or watched(drop) or watched(act):
         return None
     return GELU if _name(type(act)) == _GELU and "forward" not in vars(act) else known_act(act)
 

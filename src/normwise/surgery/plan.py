@@ -70,7 +70,8 @@ class Plan:
         """Takes the change back: the same module objects, tensors, optimizer groups and state as before.
 
         What was learned since stays in the tensors that old and new layers share; a layer that
-        returns takes the train or eval mode of the one that stood in for it. A second call does nothing.
+        returns takes the train or eval mode of the one that stood in for it. Later plans for the same layers
+        are to be undone first. A second call does nothing.
         """
         if self._undo is not None:
             self._undo()

@@ -30,7 +30,8 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
     instances of their mean and variance. Recurrent layers with batch norm: each time step as batch norm,
     over the sequences that reach it. The forward runs in eval mode (no dropout), but the norms
     being recalibrated standardize with their batch, as they did while the weights were learned: so one
-    pass serves all depths.
+    pass serves all depths. `torch.optim.swa_utils.update_bn` knows PyTorch's batch norms alone and silently
+    passes over ghost, renorm, switchable and the others: after averaging weights call this.
 
     Left alone: norms without running statistics and frozen ones, that is momentum 0, or eval mode
     inside a model in training mode (weights without gradients do not make a norm frozen); modes,
@@ -63,7 +64,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
                 _write(plan, path, norm, *pooled[norm])
             else:
                 plan.leave(path, type(norm).__name__, "the batches do not reach it")
-        plan.say(f"{batches} batches.")
+        plan.say(f"{batches} {'batch' if batches == 1 else 'batches'}.")
     return plan
 
 

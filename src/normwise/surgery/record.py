@@ -2,13 +2,12 @@
 
 import inspect
 import pickle
-import random
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import BuiltinFunctionType, FrameType, FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -18,17 +17,16 @@ from torch.fx.node import map_arg
 from normwise.surgery.forward import quiet
 from normwise.surgery.join import group
 from normwise.surgery.tape import REGISTRIES, ROWS, Join, Slot, Step, Tape, at, containers, looks
-
-
-class Unsafe(Exception):
-    """Why a forward cannot be replaced by recorded steps."""
+from normwise.surgery.unseen import Unsafe, inside, watched
+from normwise.surgery.values import Tracer
 
 
 def record(block: nn.Module, forward: Any) -> Tape:
     """The steps of `forward`, the block's method; raises Unsafe with the reason.
 
-    Traced in training and in evaluation, with and without gradients; the steps must be the same each
-    time. What the course of the forward may depend on is noted, and looked at again before each run.
+    Traced in training and in evaluation, with and without gradients, under autocast and in inference mode;
+    the steps must be the same each time. What the course of the forward may depend on is noted, and looked
+    at again before each run; what a recording cannot see is looked for in its code.
 
     >>> from normwise.layers.batch import BatchNorm2d
     >>> block = nn.Sequential(nn.Conv2d(3, 8, 3), BatchNorm2d(8), nn.ReLU())
@@ -37,55 +35,24 @@ def record(block: nn.Module, forward: Any) -> Tape:
     """
     _require_plain(block, forward)
     found: list[Tape] = []
-    for training in (True, False):
-        for grad in (True, False):
-            with quiet(block), torch.set_grad_enabled(grad):
-                block.train(training)
-                found.append(_trace(block))
+    for training, grad, autocast, inference in _MODES:
+        with quiet(block), torch.set_grad_enabled(grad), _autocast(autocast), torch.inference_mode(inference):
+            block.train(training)
+            found.append(_trace(block))
     if any(each != found[0] for each in found):
-        raise Unsafe("its forward takes another course in training than in evaluation, or without gradients")
+        raise Unsafe(
+            "its forward takes another course in training than in evaluation, without gradients or in autocast"
+        )
     return found[0]
-
-
-class _Value(fx.Proxy):
-    """Stands for a value while tracing, and notices a question about its type: any answer could be wrong."""
-
-    @property
-    def __class__(self) -> type:  # what isinstance reads
-        asking = sys._getframe(1)
-        if not _inside(asking) or asking.f_code is torch.is_tensor.__code__:
-            raise Unsafe("its forward asks of what type a value is")
-        return _Value
-
-
-class _Tracer(fx.Tracer):
-    """Every part is one call; modes that a recording would lose are noticed."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._modes = _modes()
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _modes() != self._modes:
-            raise Unsafe("its forward switches gradients, autocast or checkpointing on or off")
-        return super().create_node(*args, **kwargs)
 
 
 def _trace(block: nn.Module) -> Tape:
     before = [(module, dict(vars(module))) for module in block.modules()]
-    drawn = _generators()
+    drawn = torch.get_rng_state()
     try:
         with _ALONE, warnings.catch_warnings(), _own_attributes(block):
             warnings.simplefilter("ignore")
-            graph = _Tracer().trace(block)
+            graph = watched(Tracer().trace, block)
     except Unsafe:
         raise
     except Exception as error:
@@ -93,22 +60,29 @@ def _trace(block: nn.Module) -> Tape:
         raise Unsafe(f"its forward cannot be traced ({type(error).__name__}: {text})") from error
     if any(_changed(vars(module), old) for module, old in before):
         raise Unsafe("its forward changes the module")
-    if _generators() != drawn:
+    if not torch.equal(torch.get_rng_state(), drawn):
         raise Unsafe("its forward draws random numbers")
     return _tape(block, graph)
 
 
+def _autocast(enabled: bool) -> Any:
+    """Not to its default type, so that who asks for that is noticed."""
+    return torch.autocast("cpu", torch.float16 if enabled else torch.bfloat16, enabled=enabled)
+
+
 @contextmanager
 def _own_attributes(block: nn.Module) -> Iterator[None]:
-    """No other module's plain attributes are read, nor by what it computes with: a change would not be seen later."""
+    """Plain attributes are read of the block alone, and not of its class: another's change would not be seen later."""
     before, thread = nn.Module.__getattribute__, threading.get_ident()
 
     def read(module: nn.Module, name: str) -> Any:
         found = before(module, name)
-        if threading.get_ident() != thread or module is block or name in REGISTRIES or name.startswith("__"):
+        if threading.get_ident() != thread or name in REGISTRIES or name.startswith("__"):
             return found
-        if _inside(sys._getframe(1)):
+        if inside(sys._getframe(1)) or (module is block and not _is_of_class(module, name)):
             return found
+        if module is block:
+            raise Unsafe(f"its forward reads {name!r} of its class, which may change")
         if callable(found) and name not in vars(module) and name != "forward" and not name.startswith("_"):
             return found
         raise Unsafe(f"its forward reads {name!r} of its part ({type(module).__name__}), which may change")
@@ -120,6 +94,12 @@ def _own_attributes(block: nn.Module) -> Iterator[None]:
         nn.Module.__getattribute__ = before
         if before is object.__getattribute__:
             del nn.Module.__getattribute__
+
+
+def _is_of_class(block: nn.Module, name: str) -> bool:
+    """Whether it is neither the block's own nor a method or property, whose code is looked through."""
+    known = name in vars(block) or isinstance(inspect.getattr_static(type(block), name, None), _METHODS)
+    return not known
 
 
 def _tape(block: nn.Module, graph: fx.Graph) -> Tape:
@@ -219,24 +199,15 @@ def _changed(now: dict[str, Any], old: dict[str, Any]) -> bool:
     return names != list(old) or any(now[name] is not value for name, value in old.items())
 
 
-def _inside(frame: FrameType) -> bool:
-    """Whether it is not the forward that asks."""
-    return str(frame.f_globals.get("__name__")).split(".")[0] in ("torch", "normwise")
-
-
-def _modes() -> tuple[Any, ...]:
-    hooks = _C._autograd._top_saved_tensors_default_hooks(True)
-    autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast, hooks
-
-
-def _generators() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy.random")
-    drawn = numpy.get_state()[1:3] if numpy else ((), 0)
-    return torch.get_rng_state().tolist(), random.getstate(), list(drawn[0]), drawn[1]
-
-
-_C: Any = torch._C
+_MODES = (  # training, gradients, autocast, inference mode
+    (True, True, False, False),
+    (True, False, False, False),
+    (False, True, False, False),
+    (False, False, False, False),
+    (True, True, True, False),
+    (False, False, False, True),
+)
+_METHODS = (FunctionType, staticmethod, classmethod, property)
 _ALONE = threading.RLock()  # tracing changes nn.Module for all threads
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, torch.memory_format, type(Ellipsis))

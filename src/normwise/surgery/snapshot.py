@@ -109,7 +109,8 @@ def _differences(record: _Record) -> Iterator[Callable[[], None]]:
 
 def _return_to(kind: type[nn.Module], module: nn.Module) -> None:
     """Ours keep their statistics in float32 in half precision too, and PyTorch's cannot read them."""
-    if isinstance(module, Running) and (module.frozen or module.mix) and not issubclass(kind, Running):
+    ours = Running in type(module).__mro__ and not issubclass(kind, Running)
+    if ours and (getattr(module, "frozen", False) or getattr(module, "mix", 0)):
         return  # frozen or adapted since, of which PyTorch's know nothing
     module.__class__ = kind
     weight = module._parameters.get("weight")
@@ -135,7 +136,7 @@ def _put_back(now: MutableMapping[str, Any], put: dict[str, Any], drop: list[str
     for name in drop:
         now.pop(name, None)
     if list(now) != order:
-        _refill(now, {name: now[name] for name in sorted(now, key=lambda n: order.index(n) if n in order else len(order))})
+        _refill(now, {name: now[name] for name in dict.fromkeys([*order, *now]) if name in now})
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -71,6 +71,8 @@ def _obstacle(module: Any) -> str:
         return "its weight is standardized already"
     if isinstance(module, _TRANSPOSED):
         return "a transposed convolution has its output channels on another axis"
+    if "weight" not in module._parameters and not _chain(module):
+        return "a hook computes its weight before each call, as torch.nn.utils.weight_norm does; remove that first"
     if module.weight[0].numel() < 2:
         return "its filters have one value each, which would all become 0"
     return ""

@@ -25,6 +25,7 @@ ENTRIES = (
         cannot={
             "order_of_instances:train": "chunks are consecutive instances, so their order matters",
             "export:train": "the number of chunks follows from the batch size, which an export leaves open",
+            "compiled_once_for_all_sizes:train": "the number of chunks follows from the batch size",
         },
     ),
     NormEntry(

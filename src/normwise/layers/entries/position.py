@@ -18,7 +18,8 @@ ENTRIES = (
         formula="y = (x - mean) / sqrt(var + eps) * weight + bias",
         pools="features, each position by itself: padding reaches no other, so it takes no mask",
         when="transformers and recurrent networks",
-        when_not="channels are on axis 1: that is layer or group",
+        when_not="channels are on axis 1: that is layer or group; training in half precision on the CPU, where "
+        "PyTorch sums the gradients of weight and bias in the half type (nw.functional.layer_norm does not)",
         paper="Ba, Kiros and Hinton, 2016, arXiv:1607.06450",
         kind="position",
     ),

@@ -76,6 +76,7 @@ ENTRIES = (
             "order_of_instances:train": "which neighbour is mixed in is drawn by place",
             "per_sample_gradients": "it draws at random, which vmap refuses unless told how",
             "export:train": "PyTorch cannot export a draw from the Beta distribution",
+            "compiled_once_for_all_sizes:train": "PyTorch draws from the Beta distribution for a known batch size only",
         },
     ),
 )
