@@ -1,6 +1,7 @@
 """The blocks that accelerate leaves as they are, since a recording of their forward would be wrong; and why."""
 
 import copy
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -292,3 +293,19 @@ def test_under_a_profiler_nothing_is_joined() -> None:
     finally:
         sys.setprofile(None)
     assert "a profiler is at work" in plan.left[0].note
+
+
+def test_what_a_garbage_collection_calls_is_not_the_forwards() -> None:
+    def seen(phase: str, info: dict[str, int]) -> None:
+        seen.last = phase  # pyright: ignore[reportFunctionMemberAccess]
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(seen)
+    gc.set_threshold(1)
+    try:
+        plan = nw.accelerate(Line(lambda m, y, x: m.act(y)))
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(seen)
+    assert not plan.left

@@ -100,6 +100,7 @@ def hint(word: str, known: Iterable[str]) -> str:
 def describe(value: object) -> str:
     """What a thing is, in few words for an error message.
 
+    >>> import torch
     >>> describe(torch.zeros(2, 3)), describe(None)
     ('a Tensor of shape (2, 3)', 'None')
     """

@@ -2,6 +2,7 @@
 
 import builtins
 import dis
+import gc
 import os
 import sys
 from functools import lru_cache
@@ -25,11 +26,15 @@ def watched(function: Any, *args: Any) -> Any:
     """
     if sys.getprofile() is not None:
         raise Unsafe("a profiler is at work, so that the calls of its forward cannot be watched")
+    collects = gc.isenabled()
+    gc.disable()  # what others have called at a collection is not the forward's
     sys.setprofile(_Watch())
     try:
         return function(*args)
     finally:
         sys.setprofile(None)
+        if collects:
+            gc.enable()
 
 
 def inside(frame: FrameType) -> bool:
