@@ -297,7 +297,7 @@ def test_under_a_profiler_nothing_is_joined() -> None:
 
 def test_what_a_garbage_collection_calls_is_not_the_forwards() -> None:
     def seen(phase: str, info: dict[str, int]) -> None:
-        seen.last = phase  # pyright: ignore[reportFunctionMemberAccess]
+        seen.last = phase
 
     threshold = gc.get_threshold()
     gc.callbacks.append(seen)
