@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from normwise.experiment.process import COMMAND, SOURCE, pack
+from normwise.experiment.process import MODULE, SOURCE, command, pack
 from normwise.experiment.trial import Result, Trial
 from normwise.experiment.worker import attempt
 
@@ -27,7 +27,7 @@ class Conversation:
         self.folder = folder
         with (folder / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
-                COMMAND,
+                command(MODULE),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -64,14 +64,14 @@ class Mixture(NamedTuple):
 
     def ignores_table(self, tensors: Sequence[Tensor | None]) -> bool:
         """True where a plane's own moments are not asked for and the pool's are given."""
-        _, _, _, mean, _, gain, _ = (*tensors, *[None] * (7 - len(tensors)))
+        _, _, _, mean, _, gain, _ = _seven(tensors)
         return self.pooled and not self.own and mean is not None and gain is None
 
     def closed_form(
         self, x: Tensor, tensors: Sequence[Tensor | None], observe: Observe | None, tail: Tail
     ) -> Tensor | None:
         """The whole in one call each way; None where the pool's statistics are given, or x is not for the kernels."""
-        own, pooled, bias, mean, _, gain, lift = (*tensors, *[None] * (7 - len(tensors)))
+        own, pooled, bias, mean, _, gain, lift = _seven(tensors)
         if mean is not None or not x.numel():
             return None
         if torch.is_grad_enabled():
@@ -82,26 +82,19 @@ class Mixture(NamedTuple):
         self, x: Tensor, weights: Sequence[Tensor | None], observe: Observe | None, tail: Tail
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The output, and mean and variance of every plane."""
-        parts = self.parts(x, *weights)
+        parts = self.parts(x, weights)
         y, *moments = kernels.blend(x, parts, *tail)
         _observe(x, moments, parts.pool, observe)
         return y, moments[0], moments[1]
 
-    def parts(
-        self,
-        x: Tensor,
-        own: Tensor | None,
-        pooled: Tensor | None,
-        bias: Tensor | None,
-        gain: Tensor | None,
-        lift: Tensor | None,
-    ) -> kernels.Blend:
-        """As the kernels are told."""
+    def parts(self, x: Tensor, weights: Sequence[Tensor | None]) -> kernels.Blend:
+        """As the kernels are told: own, pooled, bias, gain and lift."""
+        own, pooled, bias, gain, lift = weights
         if (self.own and own is None) or (self.pooled and pooled is None):
             one = x.new_ones(x.shape[1], dtype=wide(x.dtype))
             own, pooled = one if own is None else own, one if pooled is None else pooled
-        weights = own if self.own else None, pooled if self.pooled else None
-        return kernels.Blend(*weights, bias, self._pool(x), self.pools, self.eps, self.known, gain, lift)
+        own, pooled = own if self.own else None, pooled if self.pooled else None
+        return kernels.Blend(own, pooled, bias, self._pool(x), self.pools, self.eps, self.known, gain, lift)
 
     def observed(self, table: Moments) -> Moments:
         """What a norm remembers: the moments of the pools, (pools, C), where instances name them, else those of all."""
@@ -136,6 +129,11 @@ def by_pool(table: Moments, pool: Tensor, pools: int) -> Moments:
     deviation = table.mean - mean[pool]
     spread = none.index_add(0, pool, count * (table.var + deviation**2))
     return Moments(mean, spread / total.clamp(min=1), total)
+
+
+def _seven(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """What a rule may be given, None for what is left out at the end."""
+    return *tensors, *[None] * (7 - len(tensors))
 
 
 def _renormalized(part: Affine, batch: Moments, known: kernels.Known, eps: float) -> Affine:
@@ -209,7 +207,7 @@ class _Mixture(torch.autograd.Function):
             return dx, *rest, behind, *_FIXED
         through = need_residual and ctx.act == kernels.NONE  # the gradient of the residual is g itself
         need_input = need_x or (need_residual and not through)
-        parts = rule.parts(x, *tensors)
+        parts = rule.parts(x, tensors)
         dx, *rest, behind = kernels.blend_backward(g, x, mean, var, parts, extra, ctx.act, need_input)
         rest = [convert(d, t.dtype) if need else None for d, t, need in zip(rest, tensors, needs, strict=True)]
         return dx if need_x else None, *rest, (g if through else behind) if need_residual else None, *_FIXED

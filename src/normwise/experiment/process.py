@@ -19,7 +19,7 @@ from normwise.errors import UsageError
 from normwise.experiment.trial import Result, Trial
 
 SOURCE = str(Path(__file__).parents[2])
-COMMAND = [sys.executable, "-P", "-m", "normwise.experiment.worker"]
+MODULE = "normwise.experiment.worker"
 LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
 
 
@@ -54,7 +54,7 @@ class WorkerProcess:
 
     def __init__(self, log: BinaryIO, environment: Mapping[str, str] | None = None, answers: bool = True) -> None:
         stdout = subprocess.PIPE if answers else subprocess.DEVNULL
-        self._process = start("normwise.experiment.worker", {**threads(1), **(environment or {})}, stdout, log)
+        self._process = start(MODULE, {**threads(1), **(environment or {})}, stdout, log)
         self._usage = psutil.Process(self._process.pid)
         self._lock = Lock()
         self._begun: float | None = None
@@ -140,13 +140,18 @@ def start(
     """A module of ours in a process and a session of its own, where what it starts ends with it."""
     pythonpath = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *arguments],
+        [*command(module), *arguments],
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=log,
         env={**os.environ, "PYTHONPATH": pythonpath, **environment},
         start_new_session=True,
     )
+
+
+def command(module: str) -> list[str]:
+    """Runs a module of ours, whatever lies in the current folder."""
+    return [sys.executable, "-P", "-m", module]
 
 
 def kill_group(process: "subprocess.Popen[bytes]") -> None:

@@ -219,7 +219,9 @@ def _bench(setup: _Setup) -> _Bench:
     name = setup.job[0].hex(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if name not in _BENCHES:
         sys.path += [entry for entry in setup.path if entry not in sys.path]
-        folder, keys = TemporaryDirectory(prefix="normwise-"), {}
+        here = ray.get_runtime_context()  # beside Ray's own logs: it kills its workers, which then tidy nothing up
+        session = Path(here.get_temp_dir(), here.get_session_name())
+        folder, keys = TemporaryDirectory(prefix="normwise-", dir=session), {}
         log = Path(folder.name) / "workers.log"
         engine = LocalEngine(
             _Packed(ray.get(setup.job[0])),

@@ -35,7 +35,7 @@ def render(content: dict[str, Any]) -> str:
     drawn = figures(content)
     claim, additions = _parted(view.verdict["statement"])
     return filled(
-        "",
+        asset("page.html"),
         _panels(drawn),
         view=view,
         config=view.config,
@@ -115,10 +115,9 @@ def _rounded(value: Any) -> Any:
 
 
 def filled(own: str, panels: dict[str, list[Json]], **content: Any) -> str:
-    """A page from its own template, or the report's, with the macros, looks and drawings that all pages have."""
-    macros, _, report = asset("page.html").partition("<!DOCTYPE html>")
+    """A page from its own template, with the macros, looks and drawings that all pages have."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(macros + (own or f"<!DOCTYPE html>{report}")).render(
+    return environment.from_string(asset("macros.html") + own).render(
         **content,
         figures=embedded({"dark": DARK, "panels": panels}),
         plotly=Markup(plotly_source()),

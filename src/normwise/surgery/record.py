@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from normwise.surgery.forward import quiet
 from normwise.surgery.join import group
 from normwise.surgery.tape import REGISTRIES, ROWS, Join, Slot, Step, Tape, at, containers, looks
-from normwise.surgery.unseen import Unsafe, inside, watched
+from normwise.surgery.unseen import Unsafe, inside, supervised
 from normwise.surgery.values import Tracer
 
 
@@ -52,7 +52,7 @@ def _trace(block: nn.Module) -> Tape:
     try:
         with _ALONE, warnings.catch_warnings(), _own_attributes(block):
             warnings.simplefilter("ignore")
-            graph = watched(Tracer().trace, block)
+            graph = supervised(Tracer().trace, block)
     except Unsafe:
         raise
     except Exception as error:

@@ -14,14 +14,14 @@ class Unsafe(Exception):
     """Why a forward cannot be replaced by recorded steps."""
 
 
-def watched(function: Any, *args: Any) -> Any:
+def supervised(function: Any, *args: Any) -> Any:
     """Calls a function; raises Unsafe as soon as that comes to another which a recording may mistake.
 
     PyTorch's, normwise's and Python's own functions are trusted. Of all others, and of lambdas, the code
     must neither set attributes nor ask for the identity of a value, and have no `with` and no `try`; from
     outside it may read functions, PyTorch's classes and modules, but nothing that may change.
 
-    >>> watched(max, 2, 3)
+    >>> supervised(max, 2, 3)
     3
     """
     if sys.getprofile() is not None:
@@ -74,7 +74,7 @@ class _Watch:
         """Run by it, or by what it calls; not what is run while PyTorch imports something."""
         while caller is not None and self._is_trusted(caller):
             code = caller.f_code
-            if code is watched.__code__:
+            if code is supervised.__code__:
                 return True
             if code.co_name == "<module>" or code.co_filename.startswith("<frozen importlib"):
                 return False
