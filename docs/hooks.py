@@ -88,7 +88,7 @@ def card(entry: NormEntry) -> str:
         "Second input": entry.given and f"forward(x, {entry.given}, mask=None)",
         "Keeps": tensors or "nothing",
         "Costs": "; ".join(content["cost"]),
-        "Does not promise": "; ".join(unkept),
+        "What most norms promise and it does not": "; ".join(unkept),
         "Paper": entry.paper,
     }
     lines = [f"- **{title}**: {plain(text)}" for title, text in rows.items() if text]

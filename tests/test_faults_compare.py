@@ -215,7 +215,7 @@ def test_a_worker_on_a_full_disk_ends_the_command_in_words(
     def full(*arguments: Any, **options: Any) -> None:
         raise engines_error(folder)
 
-    monkeypatch.setattr("normwise.experiment.compare.open_engine", full)
+    monkeypatch.setattr("normwise.experiment.session.open_engine", full)
     monkeypatch.setattr(sys, "argv", ["normwise", "compare", f"{__file__}:Faulty", "--out", str(folder)])
     monkeypatch.setattr("normwise.experiment.compare._stored", lambda out: None)
     with pytest.raises(SystemExit) as ended:

@@ -35,12 +35,12 @@ def raced(plan: Plan, answer: Answer) -> tuple[list[race.CellOutcome], dict[Tria
 
 
 def test_better_pair_of_the_shorter_race_is_named() -> None:
-    """Paired on eight seeds, one lost seed of the other race left the best pair open, and a worse one was named."""
+    """On the eight seeds that both share, one lost seed leaves the best pair open, and a worse one is named."""
     cells, results = raced(plan(), answer)
     assert [cell.looks for cell in cells] == [(8,), (8, 16)]
     before = build(plan(), cells, "points")
-    assert (before["kind"], before["norm"], before["batch_size"]) == ("undecided", "batch", SIZE)
-    assert '; kept open by "none" at batch size 64.' in before["statement"]
+    assert (before["kind"], before["norm"], before["batch_size"]) == ("undecided", "batch", 64)
+    assert "; kept open by batch at batch size 8 and 1 other pair." in before["statement"]
     later, asked = drive(final(plan(), cells), answer)
     assert {(t.batch_size, t.seed) for step in asked for t in step} == {(SIZE, seed) for seed in range(8, 16)}
     found = build(plan(), later, "points")

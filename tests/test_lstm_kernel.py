@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
 from normwise import kernels
-from normwise.layers import fused
+from normwise.layers import lstm_kernel
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
 OPS: Any = torch.ops.normwise
@@ -57,7 +57,7 @@ def test_it_is_the_loop(dtype, sizes, threads, monkeypatch):
         native = everything(layer, x), everything(layer, x, lengths)
     finally:
         torch.set_num_threads(1)
-    monkeypatch.setattr(fused, "serves", lambda *_: False)
+    monkeypatch.setattr(lstm_kernel, "serves", lambda *_: False)
     agree(native[0], everything(layer, x), TOLERANCE[dtype])
     agree(native[1], everything(layer, x, lengths), TOLERANCE[dtype])
 
@@ -84,8 +84,8 @@ def test_narrower_vectors_compute_the_same(width):
 
 def test_who_takes_it_and_who_does_not(monkeypatch):
     taken: list[bool] = []
-    native = fused.lstm
-    monkeypatch.setattr(fused, "lstm", lambda *args: taken.append(True) or native(*args))
+    native = lstm_kernel.lstm
+    monkeypatch.setattr(lstm_kernel, "lstm", lambda *args: taken.append(True) or native(*args))
     x = torch.randn(3, 4, 5)
     made(5, 6)(x)
     made(5, 6, num_layers=2, bidirectional=True)(x)

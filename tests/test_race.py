@@ -59,7 +59,7 @@ def test_race_goes_on_until_the_cheapest_arm_is_safe() -> None:
     assert standing.named in means
 
 
-def test_undecided_at_the_last_look_names_the_best_mean() -> None:
+def test_undecided_at_the_last_look_names_the_smallest_bound() -> None:
     _, standing, asked = race(scores({"batch": 0.95, "layer": 0.95}, 0.1), "batch", "layer", delta=0.001)
     assert standing.kind == "undecided"
     assert asked == [16, 16, 16]

@@ -81,7 +81,7 @@ def test_evaluation_then_agrees_with_training_on_one_batch() -> None:
     torch.testing.assert_close(model.eval()(x), trained, rtol=1e-3, atol=1e-3)
 
 
-def test_the_uses_of_one_norm_are_merged() -> None:
+def test_the_uses_of_one_norm_are_pooled() -> None:
     model: Any = NormTwice()
     seen: list[Tensor] = []
     batches = [torch.randn(4, 3, 7, 7), torch.randn(4, 3, 7, 7) + 5]

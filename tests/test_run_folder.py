@@ -9,7 +9,7 @@ import pytest
 
 from normwise import cli
 from normwise.errors import UsageError
-from normwise.experiment import compare, prepare
+from normwise.experiment import prepare, session
 from normwise.experiment.compare import run_request
 from normwise.experiment.request import Request
 
@@ -61,7 +61,7 @@ def test_stopped_before_the_plan_it_says_how_to_continue(monkeypatch: pytest.Mon
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "make_plan", stopped)
+    monkeypatch.setattr(session, "make_plan", stopped)
     command = ["normwise", "compare", "--model", SMALL.model, "--data", SMALL.data, "--batch-size", "16"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:

@@ -99,7 +99,7 @@ def test_an_exception_in_fold_restores_everything(step: str, monkeypatch: pytest
         fold(model, example)
 
 
-@pytest.mark.parametrize("step", ["_chosen", "_observed", "_merge", "_write", "_measure"])
+@pytest.mark.parametrize("step", ["_chosen", "_observed", "_pool", "_write", "_measure"])
 def test_an_exception_in_recalibrate_restores_everything(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively(plain())
     monkeypatch.setattr(recalibrate_module, step, failing_after(getattr(recalibrate_module, step)))

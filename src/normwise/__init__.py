@@ -15,7 +15,7 @@ _HOME = {
     "ChannelAffine": "layers.within",
     "ChannelLayerNorm": "layers.channel",
     "ChannelRMSNorm": "layers.channel",
-    "Comparison": "experiment.compare",
+    "Comparison": "experiment.comparison",
     "ConditionalBatchNorm": "layers.styled",
     "ConditionalInstanceNorm": "layers.styled",
     "DomainNorm": "layers.domain",

@@ -1,7 +1,7 @@
 from normwise import claims as claims
 from normwise import functional as functional
-from normwise.experiment.compare import Comparison as Comparison
 from normwise.experiment.compare import compare as compare
+from normwise.experiment.comparison import Comparison as Comparison
 from normwise.experiment.task import task as task
 from normwise.experiment.trial import Scores as Scores
 from normwise.experiment.trial import Trial as Trial

@@ -106,6 +106,18 @@ def _fake_blend_backward(
     return dx, *weights, residual
 
 
+def _fake_lstm(inputs: Tensor, h: Tensor, *others: object) -> tuple[Tensor, ...]:
+    steps, batch, size = *inputs.shape[:2], h.shape[-1]
+    rows = steps if others[-1] else 1
+    widths = (rows, size), (rows, 4 * size), (rows, 4 * size), (rows, 3)
+    return inputs.new_empty(steps, batch, size), *(inputs.new_empty(n, batch, width) for n, width in widths)
+
+
+def _fake_lstm_backward(g: Tensor, g_c: Tensor, h: Tensor, *others: object) -> tuple[Tensor, ...]:
+    wide = (*g.shape[:2], 4 * g.shape[2])
+    return (*(g.new_empty(shape) for shape in (wide, wide, h.shape, h.shape, (6 * h.shape[-1],))),)
+
+
 def _table(x: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
 
@@ -135,5 +147,7 @@ FAKES = {
     "norm_backward": _fake_backward,
     "blend": _fake_blend,
     "blend_backward": _fake_blend_backward,
+    "lstm": _fake_lstm,
+    "lstm_backward": _fake_lstm_backward,
     "remember": lambda *args: None,
 }

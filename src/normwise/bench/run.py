@@ -15,7 +15,7 @@ from normwise.bench.machine import SYSTEM, cores, find_allocator, machine
 from normwise.bench.peers import MEMORY, OURS, PEERS
 from normwise.bench.summary import DIFFERS, losses, name, row, statement, summaries
 from normwise.errors import UsageError
-from normwise.files import write_atomic
+from normwise.files import make_folder, write_atomic
 from normwise.report.text import duration, plain
 
 SCHEMA = 1
@@ -41,7 +41,7 @@ def bench(
     chosen, missing = _peers(peers)
     library = find_allocator(allocator)
     if out is not None:
-        _make(out)
+        make_folder(out)
     told = stream or sys.stderr
     for sentence in missing.values():
         print(sentence, file=told, flush=True)
@@ -113,13 +113,6 @@ def _progress(outcome: Outcome, done: int, total: int, left: float) -> str:
     busy = f"; unsteady: {DIFFERS}" if made["unsteady"] else ""
     end = f"; about {duration(left)} left" if done < total else ""
     return f"{done} of {total}: {name(made)}: {mine}; {', '.join(said)}{busy}{end}"
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out must be a folder that can be written to, got {out} ({error.strerror}).") from error
 
 
 def _write(content: dict[str, Any], out: Path) -> None:

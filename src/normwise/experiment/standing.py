@@ -45,7 +45,7 @@ def stand(
     safe = tuple(arm for arm in left if bounds[arm] <= rule.delta)
     close = tuple(arm for arm in beaten_by if bounds[arm] <= rule.delta)
     return Standing(
-        named=safe[0] if safe else _leader(scores, left),
+        named=safe[0] if safe else min(left, key=lambda arm: bounds[arm]),
         kind=_kind(len(beaten_by), len(safe), len(close), rule.arms),
         bounds=bounds,
         safe=safe,
@@ -62,15 +62,10 @@ def drop(scores: Mapping[Arm, Values], beaten_by: Mapping[Arm, Arm], rule: Rule)
     {'none': 'batch'}
     """
     left = _left(scores, beaten_by)
-    leader = _leader(scores, left)
+    common = min(len(scores[arm]) for arm in left)
+    leader = max(left, key=lambda arm: np.mean(scores[arm][:common]))
     beaten = {arm: leader for arm in left if arm != leader and worse(scores[arm], scores[leader], rule)}
     return {**beaten_by, **beaten}
-
-
-def _leader(scores: Mapping[Arm, Values], left: list[Arm]) -> Arm:
-    """The best mean on the seeds that all arms left have: more seeds, or a smaller bound, make no arm better."""
-    common = min(len(scores[arm]) for arm in left)
-    return max(left, key=lambda arm: np.mean(scores[arm][:common]))
 
 
 def _left(scores: Mapping[Arm, Values], beaten_by: Mapping[Arm, Arm]) -> list[Arm]:

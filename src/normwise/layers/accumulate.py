@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normwise.errors import UsageError
-from normwise.layers.memory import StepMemory, memories
 from normwise.layers.recurrent import Recurrent
 from normwise.layers.running import Running
+from normwise.layers.step_memory import StepMemory, memories
 
 
 @contextmanager

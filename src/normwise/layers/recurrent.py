@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from normwise import ops
 from normwise.layers import unroll
 from normwise.layers.base import check_batch
-from normwise.layers.memory import StepMemory
+from normwise.layers.step_memory import StepMemory
 from normwise.layers.steps import BatchSteps, LayerSteps, NoSteps
 from normwise.layers.unroll import State, Weights
 from normwise.layers.written import compiling, recomputing

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normwise import kernels
-from normwise.layers.written import Skipping, compiling, merge, move, recomputing
+from normwise.layers.written import Skipping, add_batch, compiling, move, recomputing
 from normwise.ops import surely, tracing
 from normwise.table import Moments
 
@@ -73,7 +73,7 @@ class Running(Skipping, _NormBase):
         count = count[0] if isinstance(count, Tensor) and count.dim() > mean.dim() else count
         if memory.pool is not None:
             number = torch.as_tensor(count, dtype=mean.dtype, device=mean.device).expand_as(mean)
-            merge(memory.pool, self._counter, mean, var * unbiasing, number, *self._law)
+            add_batch(memory.pool, self._counter, mean, var * unbiasing, number, *self._law)
             return
         self._move(memory, mean, var, count, present, unbiasing)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normwise.layers import fused
+from normwise.layers import lstm_kernel
 from normwise.layers.steps import LayerSteps, NoSteps
 
 State = tuple[Tensor, ...]
@@ -38,9 +38,9 @@ def lstm(x: Tensor, state: State, w: Weights, norm: NoSteps, alive: Tensor | Non
     bias = None if w.bias_ih is None or w.bias_hh is None else w.bias_ih + w.bias_hh
     inputs = norm.inputs(F.linear(x, w.weight_ih), w.norm_ih, bias)
     weights = w.weight_hh, w.norm_hh, w.norm_c, w.norm_bias_c
-    if isinstance(norm, LayerSteps) and fused.serves(inputs, *state, *weights):
+    if isinstance(norm, LayerSteps) and lstm_kernel.serves(inputs, *state, *weights):
         lengths = None if alive is None else alive.sum((0, 2))
-        return fused.lstm(inputs, state, weights, lengths, norm.eps, partial(lstm_steps, norm, alive))
+        return lstm_kernel.lstm(inputs, state, weights, lengths, norm.eps, partial(lstm_steps, norm, alive))
     return lstm_steps(norm, alive, inputs, state, weights)
 
 

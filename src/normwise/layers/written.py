@@ -96,7 +96,7 @@ def move(
 
 
 @written("pool", "skipped")
-def merge(
+def add_batch(
     pool: Tensor, skipped: Tensor | None, mean: Tensor, var: Tensor, count: Tensor, between: bool, correction: int
 ) -> None:
     """Adds a batch's moments to a pool of shape (3, ...): mean, spread, count, in place.

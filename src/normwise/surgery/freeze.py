@@ -7,8 +7,8 @@ from torch import nn
 from normwise.errors import UsageError
 from normwise.layers.batch import BatchNorm
 from normwise.layers.frozen import FrozenNorm
-from normwise.layers.memory import memories
 from normwise.layers.recurrent import Recurrent
+from normwise.layers.step_memory import memories
 from normwise.surgery.adopt import adopt
 from normwise.surgery.find import Found, norm_layers
 from normwise.surgery.packed import is_known

@@ -11,8 +11,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normwise.errors import UsageError
-from normwise.layers.memory import StepMemory, memories
 from normwise.layers.recurrent import Recurrent
+from normwise.layers.step_memory import StepMemory, memories
 from normwise.measure import moments
 from normwise.surgery.forward import call_labelled, quiet
 from normwise.surgery.plan import Plan, operation
@@ -26,7 +26,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
     """Recomputes the running statistics of batch and instance norms over a loader, in one pass.
 
     Batch norm: mean and unbiased variance of all values of a channel, between-batch variance included,
-    merged in float64 by the law of total variance. Tracked instance norm: the averages over all
+    pooled in float64 by the law of total variance. Tracked instance norm: the averages over all
     instances of their mean and variance. Recurrent layers with batch norm: each time step as batch norm,
     over the sequences that reach it. The forward runs in eval mode (no dropout), but the norms
     being recalibrated standardize with their batch, as they did while the weights were learned: so one
@@ -35,7 +35,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], call: Call | None = Non
 
     Left alone: norms without running statistics and frozen ones, that is momentum 0, or eval mode
     inside a model in training mode (weights without gradients do not make a norm frozen); modes,
-    momentum, random generators. `num_batches_tracked` becomes the number of uses merged. A
+    momentum, random generators. `num_batches_tracked` becomes the number of uses pooled. A
     batch that gives a norm one value per channel is skipped, and the plan says so.
 
     Of several processes each measures its own loader: give all the same batches, or recalibrate the first and
@@ -103,8 +103,8 @@ def _why_left(model: nn.Module, norm: Any) -> str:
 def _measure(
     plan: Plan, model: nn.Module, norms: dict[Any, str], loader: Iterable[Any], call: Call
 ) -> tuple[dict[Any, tuple[Moments, int]], int]:
-    """Of each norm reached the merged moments and the number of uses; and the number of batches."""
-    merged: dict[Any, tuple[Moments, int]] = {}
+    """Of each norm reached the pooled moments and the number of uses; and the number of batches."""
+    pooled: dict[Any, tuple[Moments, int]] = {}
     seen: list[tuple[Any, Moments]] = []
 
     def observe(norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -128,10 +128,10 @@ def _measure(
                 continue
             number += 1
             for norm, table in seen:
-                before, uses = merged.get(norm, (None, 0))
-                merged[norm] = _merge(norm, [before, table] if before else [table]), uses + 1
+                before, uses = pooled.get(norm, (None, 0))
+                pooled[norm] = _pool(norm, [before, table] if before else [table]), uses + 1
     _require_batches(plan, number, skipped)
-    return merged, number
+    return pooled, number
 
 
 def _observed(norm: Any, path: str, x: Tensor, mask: Tensor | None) -> Moments:
@@ -141,14 +141,14 @@ def _observed(norm: Any, path: str, x: Tensor, mask: Tensor | None) -> Moments:
     mean, var, count = (torch.as_tensor(each).cpu().double().expand(table.mean.shape) for each in table)
     if isinstance(norm, _InstanceNorm):
         var, count = Moments(mean, var, count).unbiased, torch.ones_like(mean)
-    pooled = _merge(norm, [Moments(mean, var, count)])
+    pooled = _pool(norm, [Moments(mean, var, count)])
     if not isinstance(norm, _InstanceNorm) and bool((torch.as_tensor(pooled.count) <= 1).any()):
         raise OneValue
     require_finite(path, pooled.mean + pooled.var)
     return pooled
 
 
-def _merge(norm: nn.Module, parts: Sequence[Moments]) -> Moments:
+def _pool(norm: nn.Module, parts: Sequence[Moments]) -> Moments:
     """Of batch norms the pool, by the law of total variance; of instance norms the averages they remember."""
     mean, var, count = (torch.cat(each) for each in zip(*level(parts), strict=True))
     if not isinstance(norm, _InstanceNorm):

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normwise.errors import UsageError
-from normwise.layers.memory import StepMemory, memories
 from normwise.layers.recurrent import Recurrent
+from normwise.layers.step_memory import StepMemory, memories
 from normwise.surgery.plan import Plan
 from normwise.table import Moments
 

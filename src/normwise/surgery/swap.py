@@ -14,8 +14,8 @@ from normwise.surgery.check import require_runs, require_swapped
 from normwise.surgery.find import Found, norm_layers, replace
 from normwise.surgery.parameters import follow, require_held, require_optimizer
 from normwise.surgery.plan import Plan, operation
-from normwise.surgery.renorm import plain_layers, require_fit
-from normwise.surgery.renorm import stand_in as recurrent_stand_in
+from normwise.surgery.recurrent import plain_layers, require_fit
+from normwise.surgery.recurrent import stand_in as recurrent_stand_in
 from normwise.surgery.rules import Rules, Spec
 
 

@@ -83,20 +83,3 @@ def _reference_grads(grads: tuple[Tensor, ...], ctx: Any, needs: tuple[bool, ...
     wanted = [t for t, need in zip(given, needs, strict=True) if need]
     found = iter(torch.autograd.grad((output, end), wanted, grads, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needs]
-
-
-def _fake_lstm(inputs: Tensor, h: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    steps, batch, size = *inputs.shape[:2], h.shape[-1]
-    rows = steps if others[-1] else 1
-    widths = (rows, size), (rows, 4 * size), (rows, 4 * size), (rows, 3)
-    return inputs.new_empty(steps, batch, size), *(inputs.new_empty(n, batch, width) for n, width in widths)
-
-
-def _fake_backward(g: Tensor, g_c: Tensor, h: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    wide = (*g.shape[:2], 4 * g.shape[2])
-    return (*(g.new_empty(shape) for shape in (wide, wide, h.shape, h.shape, (6 * h.shape[-1],))),)
-
-
-if kernels.available():
-    torch.library.register_fake("normwise::lstm")(_fake_lstm)
-    torch.library.register_fake("normwise::lstm_backward")(_fake_backward)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normwise.layers.written import Skipping, merge, written
+from normwise.layers.written import Skipping, add_batch, written
 from normwise.ops import tracing
 from normwise.table import convert, wide
 
@@ -76,7 +76,7 @@ class StepMemory(Skipping):
         if len(mean) > self.pool.shape[1]:
             self.pool = F.pad(self.pool, (0, 0, 0, len(mean) - self.pool.shape[1]))
         number = (count * (count > 1)).expand_as(mean)
-        merge(self.pool[:, : len(mean)], self._counter, mean, unbiased, number, True, 1)
+        add_batch(self.pool[:, : len(mean)], self._counter, mean, unbiased, number, True, 1)
 
     def open_pool(self) -> None:
         """From now on batches are pooled, by the law of total variance; `close_pool` makes them one update."""
