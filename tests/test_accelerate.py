@@ -153,6 +153,28 @@ def test_a_parametrization_may_come_and_go() -> None:
     torch.testing.assert_close(model(x), Pooled.forward(model, x))
 
 
+def test_undo_leaves_a_norm_that_was_parametrized_since() -> None:
+    model, x = Pooled().eval(), image()
+    plan = nw.accelerate(model, x)
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    parametrize.register_parametrization(norm, "weight", nn.Softplus())
+    want = model(x)
+    plan.undo()
+    torch.testing.assert_close(model(x), want)
+
+
+def test_a_model_with_integer_parameters_is_compared() -> None:
+    model, x = Pooled(), image()
+    model.register_parameter("table", nn.Parameter(torch.arange(3), requires_grad=False))
+    assert nw.accelerate(model, x).changes
+
+
+def test_a_model_made_in_inference_mode_is_accelerated_outside() -> None:
+    with torch.inference_mode():
+        model = Pooled().eval()
+    assert nw.accelerate(model).changes
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_undo_after_a_change_to_half_precision(dtype: torch.dtype) -> None:
     model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8, affine=False))

@@ -33,6 +33,7 @@ def test_a_norm_narrows_the_list_and_a_shape_replaces_it() -> None:
         ([], ["2x4"], "a shape must be NxCxsizes of positive whole numbers such as 32x256x28x28, got '2x4'"),
         ([], ["2x4x0"], "got '2x4x0'"),
         ([], ["2x4xa"], "got '2x4xa'"),
+        ([], ["2x4x\u00b2"], "got '2x4x\u00b2'"),
         (["instance"], ["8x32x1x1"], "instance norm of 8x32x1x1 has one value per statistic, .* is 0; give"),
         (["group:4"], ["8x4x1"], "group:4 norm of 8x4x1 has one value per statistic"),
         (["batch+residual+relu"], ["1x4x1x1"], r"batch\+residual\+relu norm of 1x4x1x1 has one value per statistic"),

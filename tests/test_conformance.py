@@ -1,5 +1,6 @@
 """What every norm promises in mathematics: each entry of NORMS against its naive reference and the common contract."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,17 @@ def test_keeps_channels_last(spec: str, training: bool, spatial: tuple[int, ...]
 def test_one_instance(spec: str, training: bool) -> None:
     norm, x = make(spec, training=training), sample(spec, 3, 5, n=1)
     torch.testing.assert_close(run(norm, x), expected(norm, x))
+
+
+@every_norm_in_both_modes
+def test_inference_mode_with_gradients_switched_on(spec: str, training: bool) -> None:
+    """Where no node can keep a tensor of the inference mode, whatever the gradients' switch says."""
+    norm, x = make(spec, torch.float32, training), sample(spec, 32, 40, dtype=torch.float32)
+    again = copy.deepcopy(norm)
+    with torch.no_grad():
+        want = run(again, x)
+    with torch.inference_mode(), torch.enable_grad():
+        torch.testing.assert_close(run(norm, x.clone()), want)
 
 
 @every_norm_in_both_modes

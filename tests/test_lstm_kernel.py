@@ -62,6 +62,13 @@ def test_it_is_the_loop(dtype, sizes, threads, monkeypatch):
     agree(native[1], everything(layer, x, lengths), TOLERANCE[dtype])
 
 
+def test_inference_mode_with_gradients_switched_on() -> None:
+    layer, x = made(5, 8), torch.randn(4, 3, 5)
+    with torch.inference_mode(), torch.enable_grad():
+        found = layer(x)[0]
+    assert torch.equal(found, layer(x)[0])
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_small_outputs_keep_their_digits(scale: float) -> None:
     layer, x = made(5, 64), torch.randn(20, 4, 5)

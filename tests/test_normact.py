@@ -140,6 +140,16 @@ def test_second_derivatives(norm: str, act: str, with_residual: bool) -> None:
     torch.testing.assert_close(*results)
 
 
+def test_second_derivatives_keep_the_digits_of_a_slope() -> None:
+    x = torch.linspace(-1, 1, 256, dtype=torch.float64).view(4, 1, 64).requires_grad_()
+    layer = NormAct(nw.build("batch", 1, dtype=torch.float64), nn.LeakyReLU(0.01))
+    found, want = (
+        torch.autograd.grad(f(x, x.detach()).pow(3).sum(), x, create_graph=True)[0]
+        for f in (layer, lambda x, r: F.leaky_relu(layer.norm(x) + r, 0.01))
+    )
+    torch.testing.assert_close(found, want, rtol=1e-13, atol=1e-13)
+
+
 @native
 @pytest.mark.parametrize("norm", ["batch", "switchable"])
 @pytest.mark.parametrize("act", ["none", "relu", "gelu"])

@@ -21,7 +21,7 @@ def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     """
     if mask is not None or ops.tracing() or x.dim() < 3 or not x.numel() or not ops.understood(x):
         return table.moments(x, mask)
-    followed = x.requires_grad and torch.is_grad_enabled()
+    followed = x.requires_grad and ops.learning()
     mean, var = _Moments.apply(x) if followed else kernels.moments(x)
     return Moments(mean, var, x.shape[2:].numel())
 

@@ -74,7 +74,7 @@ class Mixture(NamedTuple):
         own, pooled, bias, mean, _, gain, lift = _seven(tensors)
         if mean is not None or not x.numel():
             return None
-        if torch.is_grad_enabled():
+        if ops.learning():
             return _Mixture.apply(x, own, pooled, bias, gain, lift, *tail, self, observe)
         return self.run(x, (own, pooled, bias, gain, lift), observe, tail)[0]
 

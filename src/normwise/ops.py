@@ -93,7 +93,7 @@ def normalize(
             return done
         learn = None if whole.ignores_table(tensors) else observe
         observe = learn and (lambda table: learn(whole.observed(table)))
-    if known and torch.is_grad_enabled():
+    if known and learning():
         follow = tail if native else NOTHING
         y = _Normalize.apply(x, mask, *follow, rule, observe, native, *tensors)
     elif native:
@@ -139,6 +139,16 @@ def tracing() -> bool:
         or forward_ad._current_level >= 0
         or torch._C._get_dispatch_mode(_PROXY) is not None
     )
+
+
+def learning() -> bool:
+    """True where a node may keep tensors: gradients are on, and inference mode, whose tensors none can keep, is off.
+
+    >>> with torch.inference_mode(), torch.enable_grad():
+    ...     learning()
+    False
+    """
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def empty(x: Tensor) -> bool:

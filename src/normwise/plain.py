@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normwise import kernels
-from normwise.ops import empty, tracing, transformed, understood
+from normwise.ops import empty, learning, tracing, transformed, understood
 from normwise.table import convert, wide
 from normwise.tail import NOTHING, Tail, again
 
@@ -119,7 +119,7 @@ def closed_form(
     instead = _instead.get()
     if instead is not None:
         return instead(x, weight, bias, groups, eps, statistics, tail)
-    if not torch.is_grad_enabled():
+    if not learning():
         return kernels.norm(x, weight, bias, groups, eps, statistics, *tail)
     observed: list[Tensor] = []  # beside the node, where outputs without a gradient would cost time
     y = _Norm.apply(x, weight, bias, tail.residual, statistics, tail, groups, eps, observed)
@@ -263,7 +263,7 @@ def _suits_pytorch(x: Tensor, groups: int, fixed: bool, tail: Tail) -> bool:
     """
     if _instead.get() is not None:
         return False
-    values, node = x.numel(), torch.is_grad_enabled() and tail is NOTHING
+    values, node = x.numel(), learning() and tail is NOTHING
     if values <= SMALL and (fixed or (node and not groups and _is_plain(x))):
         return True
     plane = x.shape[2:].numel()

@@ -62,7 +62,7 @@ def _slope(y: Tensor, act: Act) -> Tensor:
     """The derivative of a piecewise linear activation, told from its output."""
     if act.code == RELU.code:
         return ((y > act.low) & ~(y >= act.high)).to(y.dtype)
-    return torch.where(y > 0, 1.0, act.low).to(y.dtype)
+    return torch.ones_like(y).where(y > 0, act.low)
 
 
 _BY_CODE = {

@@ -134,6 +134,6 @@ def _check_shape(text: str | tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(text, tuple):
         return text
     sizes = text.lower().split("x")
-    if len(sizes) < 3 or not all(size.isdigit() and int(size) > 0 for size in sizes):
+    if len(sizes) < 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise UsageError(f"a shape must be NxCxsizes of positive whole numbers such as 32x256x28x28, got {text!r}.")
     return tuple(map(int, sizes))

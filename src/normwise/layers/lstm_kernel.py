@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from normwise import kernels
-from normwise.ops import tracing
+from normwise.ops import learning, tracing
 
 Reference = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 _TYPES = (Tensor, torch.nn.Parameter)
@@ -39,7 +39,7 @@ def lstm(
     `reference(inputs, state, weights)` computes the same in ordinary operations, for derivatives of the derivative.
     """
     given = [t.contiguous() for t in (inputs, *state, *weights)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+    if learning() and any(t.requires_grad for t in given):
         output, c = _Lstm.apply(lengths, eps, reference, *given)
     else:
         output, cell, *_ = _OPS.lstm(*given, lengths, eps, False)

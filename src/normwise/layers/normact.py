@@ -126,7 +126,6 @@ def known_act(act: Activation) -> kernels.Act | None:
 
 _HOMES = (AnyBatchNorm, AnyInstanceNorm, TableNorm, GroupNorm)
 _FORWARDS = {Plane.forward, PlaneNorm.forward, RankedInstanceNorm.forward, GroupNorm.forward}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SHARED = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 _TYPES = (Tensor, nn.Parameter)
 _MODULES: dict[type, Any] = {
@@ -160,9 +159,17 @@ def takes_tail(kind: Any) -> bool:
 
 def watched(module: nn.Module) -> bool:
     """Hooks want the module to be called."""
-    if any(vars(module)[name] for name in _HOOKS):
-        return True
-    return any(vars(_module)[f"_global{name}"] for name in _HOOKS)
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    )
 
 
 def _like(residual: Any, x: Tensor) -> bool:

@@ -60,7 +60,7 @@ def _serves(x: Tensor, *learned: Tensor | None) -> bool:
 
 
 def _closed_form(x: Tensor, weight: Any, bias: Any, threshold: Tensor, eps: float) -> Tensor:
-    if torch.is_grad_enabled():
+    if ops.learning():
         return _Response.apply(x, weight, bias, threshold, eps)
     return _forward(x, weight, bias, threshold, eps)[0]
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from normwise.layers.running import Running
 
@@ -49,7 +50,8 @@ class Snapshot:
         for buffer, value in self._values:
             _write(buffer, value)
         for parameter, learns in self._learns:
-            parameter.requires_grad_(learns)
+            if parameter.requires_grad != learns:
+                parameter.requires_grad_(learns)
         self._restore_groups()
         if self._optimizer is not None:
             _refill(self._optimizer.state, self._state)
@@ -112,6 +114,8 @@ def _return_to(kind: type[nn.Module], module: nn.Module) -> None:
     ours = Running in type(module).__mro__ and not issubclass(kind, Running)
     if ours and (getattr(module, "frozen", False) or getattr(module, "mix", 0)):
         return  # frozen or adapted since, of which PyTorch's know nothing
+    if is_parametrized(module):
+        return  # since: its class is one that was made for it, upon ours
     module.__class__ = kind
     weight = module._parameters.get("weight")
     if isinstance(module, _NormBase) and weight is not None and weight.dtype in (torch.float16, torch.bfloat16):
