@@ -144,6 +144,30 @@ def test_layers_are_read_by_their_attributes() -> None:
     assert (flax.eps, flax.num_groups, flax.weight.tolist(), flax.bias) == (0.25, 2, [1] * 4, None)
 
 
+class LayerNormalization:
+    """A built layer of Keras that normalizes over one axis."""
+
+    gamma, beta, moving_mean, moving_variance = np.ones(4, "float32"), np.zeros(4, "float32"), None, None
+
+    def __init__(self, axis: int | list[int]) -> None:
+        self.axis = axis
+
+    def get_config(self) -> dict[str, Any]:
+        return {"axis": self.axis, "epsilon": 0.5}
+
+
+def test_a_layer_norm_of_keras_is_one_of_the_last_axis() -> None:
+    for axis in (-1, [-1], 3, [2]):
+        assert isinstance(nw.from_keras(LayerNormalization(axis)), nn.LayerNorm)
+    for axis in (1, [1], -2, [-3]):
+        with pytest.raises(UsageError, match=r"over the last axis, got axis=-?[123]: say norm='channel-layer'"):
+            nw.from_keras(LayerNormalization(axis))
+    x = torch.randn(2, 4, 3, 3)
+    norm, expected = nw.from_keras(LayerNormalization(1), "channel-layer"), nn.LayerNorm(4, eps=0.5)
+    torch.testing.assert_close(norm(x), expected(x.movedim(1, -1)).movedim(-1, 1))
+    assert isinstance(nw.from_keras(LayerNormalization([1]), "layer-token"), nn.LayerNorm)
+
+
 class RMSNormalization:
     """A layer of Keras that has no counterpart."""
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import normwise as nw
+from normwise.errors import UsageError
 from normwise.layers.spade import SPADE
 from normwise.layers.spec import read
 
@@ -116,3 +117,9 @@ def test_bad_input(shapes: tuple[tuple[int, ...], tuple[int, ...]], words: str) 
         SPADE(4, 3, kernel_size=2)
     with pytest.raises(ValueError, match="labels must be floating point"):
         made()[0](made()[1], torch.zeros(2, 3, 4, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("norm", ["adain", "conditional-batch:3", "layer-token", "rms-token", "mixstyle"])
+def test_a_norm_that_needs_more_than_planes_is_refused(norm: str) -> None:
+    with pytest.raises(UsageError, match=f"norm must be one of a plane that is called with x alone, .* got {norm}.*;"):
+        SPADE(4, 3, norm=norm)

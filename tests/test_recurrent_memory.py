@@ -158,6 +158,33 @@ def test_a_half_checkpoint_that_is_assigned_is_remembered_wide() -> None:
     torch.testing.assert_close(layer.memory_l0.running_mean, half["memory_l0.running_mean"].float())
 
 
+class TestInferenceMode:
+    """What was remembered there is written to by training that follows."""
+
+    @each_kind
+    @pytest.mark.parametrize("pooled", [False, True], ids=["", "accumulated"])
+    def test_longer_sequences(self, kind: str, pooled: bool) -> None:
+        layer, x = made(kind, "batch"), batch(5)
+        layer(batch(3))
+        other = copy.deepcopy(layer)
+        for each, mode in ((layer, True), (other, False)):
+            with nw.accumulate(each) if pooled else nullcontext():
+                with torch.inference_mode(mode):
+                    each(x)
+                each(x)[0].sum().backward()
+        torch.testing.assert_close(layer.state_dict(), other.state_dict())
+
+    def test_recalibrate(self) -> None:
+        layer: Any = made("LSTM", "batch")
+        x = batch(5)
+        for dtype in (torch.float32, torch.float64):
+            layer.to(dtype)
+            with torch.inference_mode():
+                nw.recalibrate(layer, [x.to(dtype)])
+            layer(x.to(dtype))[0].sum().backward()
+            assert layer.memory_l0.num_batches_tracked.tolist() == [2] * 5
+
+
 class TestRecalibrate:
     @each_kind
     def test_each_step_over_all_sequences_that_reach_it(self, kind: str) -> None:

@@ -28,6 +28,13 @@ def test_equals_the_paper() -> None:
     assert torch.autograd.gradcheck(lambda w: nw.WeightStandardization()(w), (weight.requires_grad_(),))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    weight = (torch.randn(8, 64, 3, 3) * 0.05 + 0.5).to(dtype)
+    standardized = nw.WeightStandardization()(weight)
+    torch.testing.assert_close(standardized, naive(weight.double()).to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
 def test_the_trained_parameter_stays_the_same() -> None:
     model: Any = nn.Sequential(nn.Conv1d(3, 8, 3))
     weight = model[0].weight

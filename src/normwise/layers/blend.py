@@ -20,7 +20,7 @@ class BatchInstanceNorm(TableNorm):
 
     `y = (gate * batch(x) + (1 - gate) * instance(x)) * weight + bias` (Nam and Kim, 2018). The gate
     starts at 1, batch norm, and acts as clamped to [0, 1]. Beyond the border only gradients that lead
-    back count, so that it neither wanders off nor gets stuck.
+    back count: the parameter stays free to return. Momentum may carry it past the border for some steps.
 
     >>> x, norm = torch.randn(4, 3, 8, 8), BatchInstanceNorm(3)
     >>> bool(torch.allclose(norm(x), torch.nn.functional.batch_norm(x, None, None, training=True), atol=1e-5))

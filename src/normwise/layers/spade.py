@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normwise.layers.spec import NormSpec, build
+from normwise.errors import UsageError
+from normwise.layers.catalogue import NORMS
+from normwise.layers.spec import NormSpec, build, parse
 from normwise.table import convert
 
 
@@ -40,11 +42,17 @@ class SPADE(nn.Module):
                 "SPADE: num_features, num_labels and hidden must be at least 1 and kernel_size odd, "
                 f"got {num_features}, {num_labels}, {hidden} and {kernel_size}."
             )
+        spec = parse(norm)
+        if NORMS[spec.name].kind != "plane":
+            raise UsageError(
+                "SPADE: norm must be one of a plane that is called with x alone, such as batch, instance or "
+                f"group:8, got {spec}; for each position over its channels take channel-layer."
+            )
         super().__init__()
         where: Any = {"device": device, "dtype": dtype}
         same: Any = {"kernel_size": kernel_size, "padding": kernel_size // 2, **where}
         self.num_features, self.num_labels = num_features, num_labels
-        self.param_free_norm = build(norm, num_features, affine=False, **where)
+        self.param_free_norm = build(spec, num_features, affine=False, **where)
         self.mlp_shared = nn.Sequential(nn.Conv2d(num_labels, hidden, **same), nn.ReLU())
         self.mlp_gamma = nn.Conv2d(hidden, num_features, **same)
         self.mlp_beta = nn.Conv2d(hidden, num_features, **same)

@@ -1,5 +1,6 @@
 """What a recurrent layer with batch norm remembers: mean and variance of each time step."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ class StepMemory(Skipping):
             self._move(mean, unbiased, count > 1)
             return
         if len(mean) > self.pool.shape[1]:
-            self.pool = F.pad(self.pool, (0, 0, 0, len(mean) - self.pool.shape[1]))
+            with lasting():
+                self.pool = F.pad(self.pool, (0, 0, 0, len(mean) - self.pool.shape[1]))
         number = (count * (count > 1)).expand_as(mean)
         add_batch(self.pool[:, : len(mean)], self._counter, mean, unbiased, number, True, 1)
 
@@ -103,11 +105,12 @@ class StepMemory(Skipping):
     def _grow(self, steps: int) -> None:
         new = steps - len(self.running_mean)
         if new > 0:
-            for name in _NAMES:
-                rows = self.get_buffer(name)
-                setattr(self, name, torch.cat([rows, rows[-1:].expand(new, -1)]))
-            seen = self.num_batches_tracked
-            self.num_batches_tracked = torch.cat([seen, seen.new_zeros(new)])
+            with lasting():
+                for name in _NAMES:
+                    rows = self.get_buffer(name)
+                    setattr(self, name, torch.cat([rows, rows[-1:].expand(new, -1)]))
+                seen = self.num_batches_tracked
+                self.num_batches_tracked = torch.cat([seen, seen.new_zeros(new)])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes as many steps as the checkpoint has."""
@@ -141,6 +144,11 @@ def move_steps(
         old.add_(torch.where(taken, weight * (convert(new, old.dtype) - old), 0))
     if skipped is not None:
         skipped.add_((~ok & counted).sum())
+
+
+def lasting() -> AbstractContextManager[Any]:
+    """New tensors made within may be written to by later training, inside `torch.inference_mode` too."""
+    return nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
 
 
 def memories(layer: nn.Module) -> dict[str, StepMemory]:

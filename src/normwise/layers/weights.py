@@ -2,11 +2,14 @@
 
 from torch import Tensor, nn
 
+from normwise.table import convert, wide
+
 
 class WeightStandardization(nn.Module):
     """A parametrization of a convolution's weight: mean 0 and variance 1 over each output channel's filter.
 
-    `W' = (W - mean_o) / sqrt(var_o + eps)`, moments over all axes but the first (Qiao et al., 2019).
+    `W' = (W - mean_o) / sqrt(var_o + eps)`, moments over all axes but the first (Qiao et al., 2019),
+    computed in float32 or wider.
 
     >>> import torch
     >>> from torch.nn.utils import parametrize
@@ -29,9 +32,9 @@ class WeightStandardization(nn.Module):
         self.eps = eps
 
     def forward(self, weight: Tensor) -> Tensor:
-        axes = tuple(range(1, weight.dim()))
-        centered = weight - weight.mean(axes, keepdim=True)
-        return centered * (centered.square().mean(axes, keepdim=True) + self.eps).rsqrt()
+        axes, values = tuple(range(1, weight.dim())), convert(weight, wide(weight.dtype))
+        centered = values - values.mean(axes, keepdim=True)
+        return convert(centered * (centered.square().mean(axes, keepdim=True) + self.eps).rsqrt(), weight.dtype)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"

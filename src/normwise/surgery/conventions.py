@@ -48,7 +48,7 @@ def from_keras(source: Any, norm: str | None = None, *, count: int | None = None
     if isinstance(source, Mapping):
         weights, config = source.get("weights", source), {**source.get("config", {}), **config}
     else:
-        given = _keras_config(source)
+        given = _keras_config(source, norm)
         norm, config = norm or _kind_of(source), {**given, **config}
         weights = {name: getattr(source, name, None) for name in _KERAS.values()}
     return _made(weights, _KERAS, norm, config, {"batch": 1e-3}, 1e-3, count)
@@ -186,13 +186,19 @@ def _config(norm: _Norm) -> dict[str, Any]:
     return {"epsilon": norm.epsilon} | ({"momentum": norm.momentum} if norm.kind == "batch" else {})
 
 
-def _keras_config(layer: Any) -> dict[str, Any]:
+def _keras_config(layer: Any, norm: str | None) -> dict[str, Any]:
     config = layer.get_config() if hasattr(layer, "get_config") else {}
     if config.get("rms_scaling"):
         raise UsageError("LayerNormalization with rms_scaling does not subtract the mean: take nn.RMSNorm.")
     axis = config.get("axis", -1)
-    if isinstance(axis, list | tuple) and len(axis) > 1:
-        raise UsageError(f"a layer that normalizes over several axes, {axis}, has no counterpart here.")
+    axes = list(axis) if isinstance(axis, list | tuple) else [axis]
+    if len(axes) > 1:
+        raise UsageError(f"a layer that normalizes over several axes, {axes}, has no counterpart here.")
+    if norm is None and _KINDS.get(type(layer).__name__) == "layer-token" and axes[0] != -1 and axes[0] < 2:
+        raise UsageError(
+            f"LayerNormalization must normalize over the last axis, got axis={axes[0]}: say norm='channel-layer' if "
+            "that is the channels of (N, C, *spatial), or norm='layer-token' if it is the last one."
+        )
     return {name: config[name] for name in ("epsilon", "momentum", "groups") if name in config}
 
 

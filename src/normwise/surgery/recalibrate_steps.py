@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from normwise.errors import UsageError
 from normwise.layers.recurrent import Recurrent
-from normwise.layers.step_memory import StepMemory, memories
+from normwise.layers.step_memory import StepMemory, lasting, memories
 from normwise.surgery.plan import Plan
 from normwise.table import Moments
 
@@ -43,10 +43,10 @@ def write_steps(plan: Plan, path: str, memory: StepMemory, pooled: Moments, uses
         plan.leave(path, "StepMemory", "no batch gives it two sequences")
         return
     plan.change(path, "StepMemory", "StepMemory", f"{len(mean)} time steps")
-    for name, new in (("running_mean", mean), ("running_var", var)):
-        setattr(memory, name, new.to(memory.get_buffer(name)))
-    seen = memory.num_batches_tracked
-    memory.num_batches_tracked = seen.new_full((len(mean),), uses)
+    with lasting():
+        for name, new in (("running_mean", mean), ("running_var", var)):
+            setattr(memory, name, new.to(memory.get_buffer(name), copy=True))
+        memory.num_batches_tracked = memory.num_batches_tracked.new_full((len(mean),), uses)
 
 
 def require_finite(path: str, values: Tensor) -> None:
