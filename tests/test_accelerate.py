@@ -175,6 +175,12 @@ def test_a_model_made_in_inference_mode_is_accelerated_outside() -> None:
     assert nw.accelerate(model).changes
 
 
+def test_a_model_is_accelerated_and_compared_in_inference_mode() -> None:
+    model, x = Pooled(), image()
+    with torch.inference_mode():
+        assert nw.accelerate(model, x).changes
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_undo_after_a_change_to_half_precision(dtype: torch.dtype) -> None:
     model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8, affine=False))

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import normwise as nw
 from normwise import kernels
 from normwise.errors import UsageError
+from normwise.surgery import outputs
 from normwise.surgery.tape import Join
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
@@ -84,7 +85,8 @@ def test_a_model_that_trained_before_the_change_must_train_after_it() -> None:
         nw.accelerate(model, x)
 
 
-def test_what_a_norm_skipped_in_the_comparison_is_not_counted() -> None:
+def test_what_a_norm_skipped_in_the_comparison_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "moved", lambda *_: (1.0, 0.0))
     model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nw.BatchNorm2d(4), nn.ReLU())
     model[0].table, x = torch.eye(3).to_sparse(), image()
     x[0, 0, 0, 0] = torch.inf
@@ -219,6 +221,30 @@ def test_an_output_lost_behind_another_is_noticed() -> None:
     model, x = Lost(), image()
     with untouched(model), pytest.raises(UsageError, match=r"in evaluation .* moved by at most nan"):
         nw.accelerate(model, x)
+
+
+def test_nan_that_stays_in_its_place_is_no_movement() -> None:
+    class Undefined(Pooled):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return y.masked_fill(torch.arange(y.shape[-1]) == 0, float("nan"))
+
+    assert all("nan" not in note for note in nw.accelerate(Undefined(), image()).notes)
+
+
+def group_of_each(channels: int) -> nn.Module:
+    return nn.GroupNorm(channels, channels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, group_of_each])
+def test_an_example_without_structure_is_no_difference(norm: Callable[[int], nn.Module], dtype: torch.dtype) -> None:
+    """Of equal values a norm makes its bias and what rounding left, which ReLU may pass or stop."""
+    for seed in range(12):
+        torch.manual_seed(seed)
+        head = nn.Conv2d(3, 8, 1), norm(8), nn.ReLU()
+        model = nn.Sequential(*head, nn.Conv2d(8, 8, 3), norm(8), nn.SiLU()).to(dtype)
+        assert nw.accelerate(model, torch.zeros(2, 3, 16, 16, dtype=dtype)).applied
 
 
 def test_infinity_that_stays_in_its_place_is_no_movement() -> None:

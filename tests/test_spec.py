@@ -32,6 +32,15 @@ def test_first_option_may_be_named() -> None:
     assert parse("group:groups=8") == parse("group:8") == NormSpec("group", (("groups", 8),))
 
 
+@pytest.mark.parametrize("name", NORMS)
+def test_the_order_of_options_says_nothing(name: str) -> None:
+    given = [f"{key}={number}" for number, key in enumerate(NORMS[name].options, 1)]
+    spec = parse(name + ":" * bool(given) + ",".join(given))
+    turned = parse(name + ":" * bool(given) + ",".join(reversed(given)))
+    assert turned == spec == parse(str(turned))
+    assert len(spec.options) == len(given)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -84,6 +93,22 @@ def test_number_of_groups(text: str, channels: int, groups: int) -> None:
 def test_groups_that_do_not_divide(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(text, 30)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "8", None])
+@pytest.mark.parametrize("text", [*NORMS, "group:2"])
+def test_bad_sizes(text: str, size: Any) -> None:
+    name = text.partition(":")[0]
+    with pytest.raises(UsageError, match=f"^{name}: num_features must be a positive whole number, got {size!r}; give"):
+        build(text, size)
+
+
+@pytest.mark.parametrize("start", ["nan", "inf", "-inf"])
+def test_dynamic_tanh_starts_from_a_finite_number(start: str) -> None:
+    with pytest.raises(
+        UsageError, match=f"DynamicTanh: start must be a finite number, got {start}; 0.5 is the paper's"
+    ):
+        build(f"dyt:{start}", 8)
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -109,6 +109,14 @@ def test_what_is_left_and_why(convnext: nn.Sequential, spec: str, path: str, rea
     assert reason in next(left.note for left in plan.left if left.path == path)
 
 
+@pytest.mark.parametrize(("axis", "path"), [(1, "1"), (-1, "2.norm")])
+@pytest.mark.parametrize("name", ["dyt", "grn"])
+def test_the_layers_own_axis_may_be_said(convnext: nn.Sequential, name: str, axis: int, path: str) -> None:
+    plan = nw.swap(convnext, f"{name}:axis={axis}", path, example=torch.randn(2, 3, 16, 16))
+    assert [change.path for change in plan.changes] == [path]
+    assert convnext.get_submodule(path).axis == axis
+
+
 @pytest.mark.parametrize("spec", ["rms-token", "dyt", "grn"])
 def test_a_transformer_learns_with_each(spec: str) -> None:
     model, x = transformer(), torch.randn(4, 6, 5)

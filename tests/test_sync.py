@@ -88,6 +88,17 @@ def forwards(ranks: list[nn.Sequential], batch: Tensor) -> list[Tensor]:
     return [norm(part) for norm, part in zip(ranks, batch.split([6, 4]), strict=True)]
 
 
+def test_a_process_may_evaluate_alone_and_trains_in_its_own_group(tmp_path: Path) -> None:
+    """Where nothing is remembered, evaluation takes the batch's own statistics, as in nn.SyncBatchNorm."""
+    inside, outside = in_processes(tmp_path, "alone", [4, 4])
+    torch.testing.assert_close(*inside["found"])
+    assert inside["refusal"] == ""
+    wanted = (
+        "SyncNorm: process_group must hold this process, got a group without rank 1; give each process one it is in."
+    )
+    assert outside["refusal"] == wanted
+
+
 def test_without_processes_it_is_batch_norm() -> None:
     x = torch.randn(4, 3)
     torch.testing.assert_close(nw.SyncNorm(3)(x), nw.BatchNorm(3)(x))

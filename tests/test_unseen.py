@@ -37,7 +37,7 @@ def stores(m: Any, y: Tensor, x: Tensor) -> Tensor:
 
 
 def evaluates(m: Any, y: Tensor, x: Tensor) -> Tensor:
-    m.norm.eval()
+    m.eval()
     return m.act(y)
 
 

@@ -45,6 +45,26 @@ def test_values_at_the_bend_of_the_activation() -> None:
         assert wrong(x, (0, 2, 8)[seed % 3], (RELU, hardtanh())[seed % 2]) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_values_that_hardly_vary(dtype: torch.dtype) -> None:
+    for groups in (0, 2, 8):
+        for spread in (0, 1e-13, 1e-7, 1e-5):
+            x = (0.3 + spread * torch.randn(2, 8, 16, 16, dtype=torch.float64)).to(dtype)
+            assert [wrong(x, groups, act) for act in (NONE, RELU, GELU)] == [[], [], []]
+
+
+@pytest.mark.parametrize("groups", [0, 8])
+def test_planes_of_equal_values_hide_no_wrong_kernel(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, backward = kernels.norm, kernels.norm_backward
+    flat, x = torch.full((4, 8, 9, 9), 0.3), torch.randn(4, 8, 9, 9)
+    x[:, 1:] = 0.3
+    monkeypatch.setattr(kernels, "norm", lambda *args: (right(*args)[0] + 1e-3, *right(*args)[1:]))
+    assert "the output of a norm" in wrong(flat, groups, NONE)[0]
+    monkeypatch.setattr(kernels, "norm", right)
+    monkeypatch.setattr(kernels, "norm_backward", lambda *args: (backward(*args)[0] * 1.01, *backward(*args)[1:]))
+    assert "the input's gradient" in wrong(x, groups, NONE)[0]
+
+
 def test_what_infinity_reaches_is_not_compared() -> None:
     x = torch.randn(4, 4, 6, 6)
     x[0, 0, 0, 0] = torch.inf

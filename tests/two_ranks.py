@@ -43,6 +43,21 @@ def refusal() -> str:
     return ""
 
 
+def alone(sizes: list[int], masked: bool) -> dict[str, Any]:
+    """The first process evaluates while the other does not; then both train, in a group that holds the first alone."""
+    x, found, refused = torch.randn(4, 3, 5), [], ""
+    if dist.get_rank() == 0:
+        found = [cls(3, track_running_stats=False).eval()(x) for cls in (nw.SyncNorm, nw.BatchNorm)]
+    dist.barrier()
+    norm = nw.SyncNorm(3)
+    norm.process_group = dist.new_group([0])
+    try:
+        norm(x)
+    except ValueError as error:
+        refused = str(error)
+    return {"found": found, "refusal": refused}
+
+
 def compiled(sizes: list[int], masked: bool) -> dict[str, Any]:
     """Two steps of synchronized batch norm in one graph, and the same without compiling."""
     torch.manual_seed(0)

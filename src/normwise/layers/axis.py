@@ -1,6 +1,7 @@
 """Norms for either layout, channels on axis 1 or features on the last axis: dynamic tanh, global response norm."""
 
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class DynamicTanh(AnyAxis, ChannelNorm):
     alpha: nn.Parameter
 
     def __init__(self, num_features: int, *, start: float = 0.5, axis: int = 1, **common: Any) -> None:
+        if not isfinite(start):
+            raise ValueError(f"DynamicTanh: start must be a finite number, got {start}; 0.5 is the paper's.")
         self.start = start
         super().__init__(num_features, axis=axis, **common)
 

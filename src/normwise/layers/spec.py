@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any, NoReturn
 
 import torch
@@ -75,7 +76,8 @@ def parse(text: str | NormSpec) -> NormSpec:
     options = tuple(_option(NORMS[name], item, position) for position, item in enumerate(items))
     if len(dict(options)) < len(options):
         raise UsageError(f"{name}: each option may be given once, got {text!r}.")
-    return NormSpec(name, options)
+    order = list(NORMS[name].options)
+    return NormSpec(name, tuple(sorted(options, key=lambda option: order.index(option[0]))))
 
 
 def build(
@@ -96,6 +98,7 @@ def build(
     GroupNorm(2, 6, eps=1e-05, affine=True, bias=True)
     """
     spec = parse(spec)
+    _require_size(spec, num_features)
     common = dict(eps=eps, momentum=momentum, affine=affine, bias=bias, track_running_stats=track_running_stats)
     try:
         entry = NORMS[spec.name]
@@ -215,6 +218,14 @@ def _option(entry: NormEntry, item: str, position: int) -> tuple[str, int | floa
     except ValueError:
         kind = "a whole number" if entry.options[key] is int else "a number"
         raise UsageError(f"{entry.name}: {key} must be {kind}, got {value!r}.") from None
+
+
+def _require_size(spec: NormSpec, num_features: int) -> None:
+    if not isinstance(num_features, Integral) or num_features < 1:
+        raise UsageError(
+            f"{spec.name}: num_features must be a positive whole number, got {num_features!r}; "
+            "give the number of channels."
+        )
 
 
 def _unknown(name: str) -> NoReturn:

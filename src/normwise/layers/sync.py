@@ -19,7 +19,7 @@ class SyncNorm(TableNorm):
 
     Equal to batch norm on the joined batch, forward, backward and remembered, however unequal the parts;
     a process without samples takes part too, if it calls forward and backward. One exchange of three
-    values per channel and process each way. Without a process group, or with one process, it is batch
+    values per channel and process each way, in training only. Without a process group, or with one process, it is batch
     norm. `process_group` (an attribute, None: all processes) limits it.
 
     >>> y = SyncNorm(3)(torch.randn(8, 3, 4, 4))
@@ -33,7 +33,8 @@ class SyncNorm(TableNorm):
         return partial(_sync, norm=self)
 
     def normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.remembered()[0] is not None or ranks(self.process_group) == 1:
+        alone = not self.training or self.remembered()[0] is not None  # as in nn.SyncBatchNorm: others may not evaluate
+        if alone or ranks(self.process_group) == 1:
             return batch_norm(self, x, mask)
         return ops.normalize(x, self.rule(x), self.tensors(x), mask=mask)  # the rule observes the joint pool
 
@@ -44,7 +45,15 @@ def ranks(group: Any = None) -> int:
     >>> ranks()
     1
     """
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    number = dist.get_world_size(group)
+    if number < 1:
+        raise ValueError(
+            f"SyncNorm: process_group must hold this process, got a group without rank {dist.get_rank()}; "
+            "give each process one it is in."
+        )
+    return number
 
 
 def joined(table: Moments, group: Any = None) -> Moments:

@@ -5,9 +5,10 @@ import pickle
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.fx.node import map_arg
 
 from normwise.surgery.forward import quiet
 from normwise.surgery.join import group
-from normwise.surgery.tape import REGISTRIES, ROWS, Join, Slot, Step, Tape, at, containers, looks
+from normwise.surgery.tape import REGISTRIES, Join, Path, Slot, Step, Tape, at, containers, looks
 from normwise.surgery.unseen import Unsafe, inside, supervised
 from normwise.surgery.values import Tracer
 
@@ -50,19 +51,19 @@ def _trace(block: nn.Module) -> Tape:
     before = [(module, dict(vars(module))) for module in block.modules()]
     drawn = torch.get_rng_state()
     try:
-        with _ALONE, warnings.catch_warnings(), _own_attributes(block):
+        with _ALONE, warnings.catch_warnings(), _own_attributes(block) as asked:
             warnings.simplefilter("ignore")
             graph = supervised(Tracer().trace, block)
-    except Unsafe:
+    except Unsafe as why:
+        _require_unchanged(before, why)
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:120]
         raise Unsafe(f"its forward cannot be traced ({type(error).__name__}: {text})") from error
-    if any(_changed(vars(module), old) for module, old in before):
-        raise Unsafe("its forward changes the module")
+    _require_unchanged(before)
     if not torch.equal(torch.get_rng_state(), drawn):
         raise Unsafe("its forward draws random numbers")
-    return _tape(block, graph)
+    return _tape(block, graph, tuple(sorted({*asked})))
 
 
 def _autocast(enabled: bool) -> Any:
@@ -71,29 +72,49 @@ def _autocast(enabled: bool) -> Any:
 
 
 @contextmanager
-def _own_attributes(block: nn.Module) -> Iterator[None]:
-    """Plain attributes are read of the block alone, and not of its class: another's change would not be seen later."""
-    before, thread = nn.Module.__getattribute__, threading.get_ident()
+def _own_attributes(block: nn.Module) -> Iterator[list[Path]]:
+    """What the forward reads of its parts: tensors and modules by name are noted, what else may change is refused."""
+    before, thread, asked = nn.Module.__getattribute__, threading.get_ident(), list[Path]()
+    rows = {id(each) for each in containers(block)}
+    paths = [(id(module), path) for path, module in block.named_modules(remove_duplicate=False)]
 
     def read(module: nn.Module, name: str) -> Any:
-        found = before(module, name)
-        if threading.get_ident() != thread or name in REGISTRIES or name.startswith("__"):
+        frame = sys._getframe(1)
+        if threading.get_ident() != thread or name.startswith("__") or not _forward_asks(frame):
+            return before(module, name)
+        if module is block or (id(module) in rows and inside(frame)):
+            found = before(module, name)
+            if not inside(frame) and (name in _UNNOTED or _is_of_class(module, name)):
+                whose = "" if name in _UNNOTED else " of its class"
+                raise Unsafe(f"its forward reads {name!r}{whose}, which may change")
             return found
-        if inside(sys._getframe(1)) or (module is block and not _is_of_class(module, name)):
-            return found
-        if module is block:
-            raise Unsafe(f"its forward reads {name!r} of its class, which may change")
+        try:
+            found = before(module, name)
+        except AttributeError:  # a tensor or module, or none yet
+            asked.extend((*path.split("."), name) for each, path in paths if each == id(module))
+            raise
+        if name == "_modules":
+            raise Unsafe("its forward goes through the layers of one of its parts")
         if callable(found) and name not in vars(module) and name != "forward" and not name.startswith("_"):
             return found
         raise Unsafe(f"its forward reads {name!r} of its part ({type(module).__name__}), which may change")
 
     nn.Module.__getattribute__ = read
     try:
-        yield
+        yield asked
     finally:
         nn.Module.__getattribute__ = before
         if before is object.__getattribute__:
             del nn.Module.__getattribute__
+
+
+def _forward_asks(frame: FrameType | None) -> bool:
+    """By itself or by a function of PyTorch's; not FX, which looks where a part stands."""
+    while frame is not None and inside(frame):
+        if str(frame.f_globals.get("__name__")).startswith("torch.fx."):
+            return False
+        frame = frame.f_back
+    return frame is not None
 
 
 def _is_of_class(block: nn.Module, name: str) -> bool:
@@ -102,10 +123,11 @@ def _is_of_class(block: nn.Module, name: str) -> bool:
     return not known
 
 
-def _tape(block: nn.Module, graph: fx.Graph) -> Tape:
+def _tape(block: nn.Module, graph: fx.Graph, asked: tuple[Path, ...]) -> Tape:
     nodes = list(graph.nodes)
     slots: dict[fx.Node, Any] = {node: Slot(index) for index, node in enumerate(nodes)}
     inputs = [node for node in nodes if node.op == "placeholder"]
+    _require_one_name(block, nodes)
     steps = {node: _step(block, node, slots) for node in nodes if node.op not in ("placeholder", "output")}
     joined: dict[fx.Node, Join | None] = {}
     for norm in steps:
@@ -119,7 +141,7 @@ def _tape(block: nn.Module, graph: fx.Graph) -> Tape:
     order = [each for node, step in steps.items() if (each := joined.get(node, step)) is not None]
     output = map_arg(nodes[-1].args[0], slots.__getitem__)
     _require_values(output)
-    return Tape(len(inputs), len(nodes), tuple(order), _loose(output), looks(block))
+    return Tape(len(inputs), len(nodes), tuple(order), _loose(output), asked, looks(block, asked))
 
 
 def _step(block: nn.Module, node: fx.Node, slots: dict[fx.Node, Any]) -> Step:
@@ -128,7 +150,6 @@ def _step(block: nn.Module, node: fx.Node, slots: dict[fx.Node, Any]) -> Step:
     target: Any = node.target
     if node.op in ("call_module", "get_attr"):
         target = tuple(str(target).split("."))
-        _require_watched(block, target)
     if node.op == "get_attr" and not _is_registered(block, target):
         raise Unsafe("its forward uses a tensor that is neither a parameter nor a buffer")
     step = Step(node.op, target, args, kwargs, slots[node].index)
@@ -139,12 +160,12 @@ def _step(block: nn.Module, node: fx.Node, slots: dict[fx.Node, Any]) -> Step:
     return step
 
 
-def _require_watched(block: nn.Module, path: tuple[str, ...]) -> None:
-    """A row of layers that is gone through may grow, and only the block's own are looked at again."""
-    watched = {id(each) for each in containers(block)}
-    rows = [row for end in range(1, len(path)) if isinstance(row := at(block, path[:end]), ROWS)]
-    if any(id(row) not in watched for row in rows):
-        raise Unsafe("its forward goes through the layers of one of its parts")
+def _require_one_name(block: nn.Module, nodes: list[fx.Node]) -> None:
+    """FX writes down the first of several, and the forward may mean another, which may be replaced later."""
+    names = Counter(id(module) for _, module in block.named_modules(remove_duplicate=False))
+    called = [str(node.target) for node in nodes if node.op == "call_module"]
+    if twice := [path for path in called if names[id(block.get_submodule(path))] > 1]:
+        raise Unsafe(f"its part {twice[0]!r} has a second name")
 
 
 def _require_plain(block: nn.Module, forward: Any) -> None:
@@ -153,7 +174,7 @@ def _require_plain(block: nn.Module, forward: Any) -> None:
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     if any(p.kind not in _POSITIONAL or p.default is not p.empty for p in parameters):
         raise Unsafe("its forward has optional or keyword-only arguments")
-    for name, value in looks(block)[2].items():
+    for name, value in looks(block)[1].items():
         if not _is_fixed(value):
             raise Unsafe(f"its attribute {name!r} ({type(value).__name__}) may change what its forward does")
 
@@ -194,6 +215,11 @@ def _is_registered(block: nn.Module, path: tuple[str, ...]) -> bool:
     return isinstance(owner, nn.Module) and (path[-1] in owner._parameters or path[-1] in owner._buffers)
 
 
+def _require_unchanged(before: list[tuple[nn.Module, dict[str, Any]]], why: Unsafe | None = None) -> None:
+    if any(_changed(vars(module), old) for module, old in before):
+        raise Unsafe("its forward changes the module") from why
+
+
 def _changed(now: dict[str, Any], old: dict[str, Any]) -> bool:
     names = [name for name in now if not name.startswith("_tensor_constant")]  # which FX itself puts there
     return names != list(old) or any(now[name] is not value for name, value in old.items())
@@ -207,6 +233,7 @@ _MODES = (  # training, gradients, autocast, inference mode
     (True, True, True, False),
     (False, False, False, True),
 )
+_UNNOTED = REGISTRIES - {"training", "_modules", "_parameters", "_buffers"}  # of the block itself
 _METHODS = (FunctionType, staticmethod, classmethod, property)
 _ALONE = threading.RLock()  # tracing changes nn.Module for all threads
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -121,7 +121,7 @@ def _misfit(layer: Found, spec: NormSpec) -> str:
         return f"{of} {why}, so it stands in for no norm and none for it; put it in by hand"
     if wanted is not None and wanted != axis:
         return f"its features are on axis {axis}, and {spec} takes them on axis {wanted}"
-    if wanted is None and "axis" in new.options:
+    if "axis" in new.options:
         return ""
     per_position = old.kind == "position" or old.axes == ("C",)
     if per_position and new.kind != "position" and new.axes != ("C",):

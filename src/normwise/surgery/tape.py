@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normwise.kernels import Act
-from normwise.layers.normact import fused
+from normwise.layers.normact import fused, watched
 
 Path = tuple[str, ...]
 Slots = list[Any]
@@ -58,7 +58,7 @@ def _step(kind: str, target: Any, *rest: Any) -> Step:
 
 @dataclass(frozen=True)
 class Join:
-    """A norm with what follows it, in one pass; step by step where hooks watch it or the kernels cannot."""
+    """A norm with what follows it, in one pass; step by step where the kernels cannot."""
 
     norm: Path
     x: int
@@ -76,6 +76,11 @@ class Join:
             for step in self.steps:
                 step.run(block, slots)
 
+    def watched(self, block: nn.Module) -> bool:
+        """Whether a hook would see that the norm or the activation is called later than the forward does."""
+        act = None if self.act is None or isinstance(self.act, Act) else at(block, self.act)
+        return watched(at(block, self.norm)) or (act is not None and watched(act))
+
     def __str__(self) -> str:
         return self.label
 
@@ -88,6 +93,7 @@ class Tape:
     size: int
     steps: tuple[Step | Join, ...]
     output: Any
+    asked: tuple[Path, ...]
     looks: Any
     dead: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
 
@@ -101,7 +107,9 @@ class Tape:
     def fits(self, block: nn.Module, args: tuple[Any, ...]) -> bool:
         """Whether the steps are what the forward would do with these arguments."""
         known = len(args) == self.inputs and all(isinstance(arg, Tensor | int | float) for arg in args)
-        return known and same_looks(self.looks, looks(block))
+        if not known or not same_looks(self.looks, looks(block, self.asked)):
+            return False
+        return not any(join.watched(block) for join in self.joins)
 
     def run(self, block: nn.Module, args: tuple[Any, ...]) -> Any:
         slots: Slots = [*args, *[None] * (self.size - len(args))]
@@ -112,25 +120,42 @@ class Tape:
         return _filled(self.output, slots)
 
 
-def looks(block: nn.Module) -> tuple[list[tuple[str, str]], list[str], dict[str, Any]]:
-    """What the course of a forward may depend on: names and kinds of the parts, what is None, plain attributes."""
-    parts = [(name, type(part).__qualname__) for each in containers(block) for name, part in each._modules.items()]
-    absent = [name for each in (block._parameters, block._buffers) for name, t in each.items() if t is None]
-    return parts, absent, {name: value for name, value in vars(block).items() if name not in REGISTRIES}
+def looks(block: nn.Module, asked: tuple[Path, ...] = ()) -> tuple[list[tuple[Any, str]], dict[str, Any]]:
+    """What the course of a forward may depend on: names and kinds of parts and tensors, and plain attributes."""
+    seen: list[tuple[Any, str]] = [(path, _kind(block, path)) for path in asked]
+    plain: dict[str, Any] = {}
+    for number, each in enumerate(containers(block)):
+        for registry in (each._modules, each._parameters, each._buffers):
+            seen += [(name, type(part).__qualname__) for name, part in registry.items()]
+        if each is block or isinstance(each, _TENSORS):
+            start, known = (f"{number}.", REGISTRIES | {"_keys"}) if number else ("", REGISTRIES)
+            plain |= {start + name: value for name, value in vars(each).items() if name not in known}
+    return seen, plain
+
+
+def _kind(block: nn.Module, path: Path) -> str:
+    """What stands at a path; looked up without running a property, which may do more than read."""
+    owner: Any = block
+    for name in path[:-1]:
+        owner = owner._modules.get(name)
+        if owner is None:
+            return "no owner"
+    tables = (owner._parameters, owner._buffers, owner._modules, vars(owner))
+    return next((type(table[path[-1]]).__qualname__ for table in tables if path[-1] in table), "")
 
 
 def same_looks(a: Any, b: Any) -> bool:
     """Attributes are compared by identity, numbers and texts by value too."""
-    if a[:2] != b[:2] or a[2].keys() != b[2].keys():
+    if a[0] != b[0] or a[1].keys() != b[1].keys():
         return False
-    return all(b[2][name] is v or (type(v) in _SIMPLE and b[2][name] == v) for name, v in a[2].items())
+    return all(b[1][name] is v or (type(v) in _SIMPLE and b[1][name] == v) for name, v in a[1].items())
 
 
 def containers(block: nn.Module) -> Iterator[nn.Module]:
-    """The block itself, and the lists, dicts and rows of modules that its forward may go through by itself."""
+    """The block itself, and the lists, dicts and rows of modules or tensors its forward may go through by itself."""
     yield block
     for part in block._modules.values():
-        if isinstance(part, ROWS):
+        if isinstance(part, _ROWS):
             yield from containers(part)
 
 
@@ -141,7 +166,8 @@ def at(block: nn.Module, path: Path) -> Any:
     return block
 
 
-ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+_TENSORS = (nn.ParameterList, nn.ParameterDict)
+_ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, *_TENSORS)
 REGISTRIES = frozenset({*vars(nn.Module()), "_tape"})
 _SIMPLE = (int, float, bool, str)
 
