@@ -1,5 +1,6 @@
 """The claims in print: the page, the table in a terminal, the documentation, the figures and the words."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,16 @@ def test_the_terminal_says_where_the_page_is_and_how_to_go_on(capsys, monkeypatc
     content["config"]["finished"] = False
     said = printed(content, capsys).replace("\n", "")
     assert f"interrupted; the same command continues with --out /runs/{'claims' * 9}" in said
+
+
+def test_an_interrupted_run_says_once_how_to_go_on(capsys, monkeypatch):
+    content = {"claims": made([0.2, 0.21]), "config": {"folder": "there", "finished": False}}
+    monkeypatch.setattr("normwise.claims.session.run_claims", lambda *_, **__: content)
+    monkeypatch.setattr(sys, "argv", ["normwise", "claims"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr()
+    assert (stop.value.code, (said.out + said.err).count("interrupted")) == (130, 1)
 
 
 def test_every_row_of_the_textbooks_table_has_a_claim():

@@ -135,7 +135,7 @@ def claims(
         content = run_claims(names, budget or "60m", out=out, seed=seed, workers=workers)
     _show(content, as_json, lambda: report.console(content))
     if not content["config"]["finished"]:
-        raise typer.Exit(INTERRUPTED)
+        raise SystemExit(INTERRUPTED)  # the report said how to continue
     if any(claim["id"] in gates and claim["verdict"] == "contradicted" for claim in content["claims"]):
         raise typer.Exit(1)
 
