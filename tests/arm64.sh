@@ -5,8 +5,8 @@ torch=$(.venv/bin/python -c "import pathlib, torch; print(pathlib.Path(torch.__f
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 compile="aarch64-linux-gnu-g++ -std=c++20 -O1 -fno-math-errno -fwrapv -fvisibility=hidden"
-for source in ops lstm remember; do
-  $compile -fsyntax-only -DTORCH_TARGET_VERSION=0x020d000000000000 -I"$torch/include" -I"$torch/include/torch/csrc/api/include" "csrc/$source.cpp"
+for source in $(ls csrc/*.cpp | grep -v target_); do
+  $compile -fsyntax-only -DTORCH_TARGET_VERSION=0x020d000000000000 -I"$torch/include" -I"$torch/include/torch/csrc/api/include" "$source"
 done
 $compile -static tests/kernels.cpp csrc/target_plain.cpp -o "$folder/kernels"
 qemu-aarch64 "$folder/kernels"
