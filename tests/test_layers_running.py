@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
@@ -208,3 +209,9 @@ def test_a_batch_without_valid_values_is_not_counted(way: str) -> None:
     norm(x)
     torch.testing.assert_close(norm.running_mean, x.mean((0, 2)))
     assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("norm", [nw.BatchNorm2d(3), nw.InstanceNorm(3, track_running_stats=True), nw.RenormNorm(3)])
+def test_a_shape_is_asked_with_fake_tensors(norm: nn.Module) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        assert norm(fake.from_tensor(torch.randn(2, 3, 5, 5))).shape == (2, 3, 5, 5)

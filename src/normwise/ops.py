@@ -33,6 +33,7 @@ class Affine(NamedTuple):
 
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 _TYPES = (Tensor, torch.nn.Parameter)
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 Rule = Callable[..., Affine]
@@ -169,7 +170,12 @@ def surely(condition: Any) -> bool:
 
 def valued(*tensors: Tensor) -> bool:
     """True where values may be looked at: not while tracing, nor of tensors without any (meta, fake)."""
-    return not tracing() and not any(t.is_meta or isinstance(t, FakeTensor) for t in tensors)
+    return not tracing() and not faked() and not any(t.is_meta or isinstance(t, FakeTensor) for t in tensors)
+
+
+def faked() -> bool:
+    """True within a FakeTensorMode, where real tensors too have no values to look at."""
+    return torch._C._get_dispatch_mode(_FAKE) is not None
 
 
 def transformed() -> bool:

@@ -12,7 +12,7 @@ from torch._C._functorch import TransformType, _unwrap_for_grad, is_batchedtenso
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter as transform
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
-from normwise.ops import transformed
+from normwise.ops import faked, transformed
 from normwise.table import convert, wide
 
 _STATISTICS = ("running_mean", "running_var")
@@ -145,7 +145,7 @@ class Skipping(nn.Module):
         return self.skipped if compiling() or not transformed() else None
 
     def _tell(self) -> None:
-        if self._told or type(self.skipped) is not Tensor or self.skipped.is_meta or not int(self.skipped):
+        if self._told or type(self.skipped) is not Tensor or self.skipped.is_meta or faked() or not int(self.skipped):
             return
         self._told = True
         warn(
