@@ -9,7 +9,6 @@ from models import lively
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normwise import plain
 from normwise.surgery.tape import Join
 
 
@@ -95,11 +94,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 def parts() -> list[nn.Module]:
     return [nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)]
-
-
-def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tensors too, so that the tests are quick."""
-    monkeypatch.setattr(plain, "_suits_pytorch", lambda *_: False)
 
 
 def watch_joins(monkeypatch: pytest.MonkeyPatch) -> list[str]:

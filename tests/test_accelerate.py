@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import NORMS, Block, Pooled, image, resnet, use_kernels, watch_joins
+from blocks import NORMS, Block, Pooled, image, resnet
 from models import ZOO, lively, untouched
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -20,17 +20,10 @@ from normwise.errors import UsageError
 from normwise.surgery import accelerate as home
 from normwise.surgery.forward import call
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
-
-
-@pytest.fixture(autouse=True)
-def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_kernels(monkeypatch)
-
-
-@pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return watch_joins(monkeypatch)
+pytestmark = [
+    pytest.mark.skipif(not kernels.available(), reason="the kernels were not built"),
+    pytest.mark.usefixtures("always_native"),
+]
 
 
 def step(model: nn.Module, x: Tensor) -> list[Tensor]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import use_kernels
 from models import untouched
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,9 +52,8 @@ class Further(BatchNormAct2d):
 
 
 @pytest.fixture(autouse=True)
-def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+def timm(monkeypatch: pytest.MonkeyPatch, always_native: None) -> None:
     """The classes where timm has them."""
-    use_kernels(monkeypatch)
     homes = {f"timm.layers.{home}": ModuleType(home) for home in ("norm", "norm_act")}
     for name, home in {"timm": ModuleType("timm"), "timm.layers": ModuleType("layers"), **homes}.items():
         monkeypatch.setitem(sys.modules, name, home)

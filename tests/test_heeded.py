@@ -4,24 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Line, parts, use_kernels, watch_joins
+from blocks import Line, parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normwise as nw
 from normwise import kernels
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
-
-
-@pytest.fixture(autouse=True)
-def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_kernels(monkeypatch)
-
-
-@pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return watch_joins(monkeypatch)
+pytestmark = [
+    pytest.mark.skipif(not kernels.available(), reason="the kernels were not built"),
+    pytest.mark.usefixtures("always_native"),
+]
 
 
 def through_children(m: Any, y: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
-from normwise import kernels, plain
+from normwise import kernels
 from normwise.layers.normact import NormAct, known_act
 from normwise.surgery.find import norm_layers
 from normwise.surgery.swap import swap
@@ -42,13 +42,8 @@ norms = pytest.mark.parametrize("norm", NORMS)
 acts = pytest.mark.parametrize("act", ACTS)
 residuals = pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
 layouts = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+pytestmark = pytest.mark.usefixtures("always_native")
 native = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
-
-
-@pytest.fixture(autouse=True)
-def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tensors too, so that the tests are quick."""
-    monkeypatch.setattr(plain, "_suits_pytorch", lambda *_: False)
 
 
 def lively(norm: str, dtype: torch.dtype = torch.float64) -> Any:

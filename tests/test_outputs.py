@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Pooled, image, resnet, use_kernels
+from blocks import Pooled, image, resnet
 from models import untouched
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,12 +17,10 @@ from normwise.errors import UsageError
 from normwise.surgery import outputs
 from normwise.surgery.tape import Join
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
-
-
-@pytest.fixture(autouse=True)
-def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_kernels(monkeypatch)
+pytestmark = [
+    pytest.mark.skipif(not kernels.available(), reason="the kernels were not built"),
+    pytest.mark.usefixtures("always_native"),
+]
 
 
 def test_a_difference_is_noticed_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:

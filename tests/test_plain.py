@@ -17,7 +17,10 @@ from normwise.layers import batch, within
 from normwise.table import wide
 from normwise.tail import NOTHING, Tail
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
+pytestmark = [
+    pytest.mark.skipif(not kernels.available(), reason="the kernels were not built"),
+    pytest.mark.usefixtures("always_native"),
+]
 
 SHAPE = (4, 6, 8, 9)
 GROUPS = {"batch": 0, "group": 2, "instance": SHAPE[1]}
@@ -27,12 +30,6 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 4e-3, tor
 every_norm = pytest.mark.parametrize("norm", GROUPS)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 layouts = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-
-
-@pytest.fixture(autouse=True)
-def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tensors too, so that the tests are quick."""
-    monkeypatch.setattr(plain, "_suits_pytorch", lambda *_: False)
 
 
 def sample(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32, last: bool = False) -> Tensor:

@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Gain, Line, parts, use_kernels
+from blocks import Gain, Line, parts
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
 from normwise import kernels
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not built")
-
-
-@pytest.fixture(autouse=True)
-def always_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_kernels(monkeypatch)
+pytestmark = [
+    pytest.mark.skipif(not kernels.available(), reason="the kernels were not built"),
+    pytest.mark.usefixtures("always_native"),
+]
 
 
 def branch(m: Any, y: Tensor, x: Tensor) -> Tensor:

@@ -145,6 +145,8 @@ def tracing() -> bool:
 def learning() -> bool:
     """True where a node may keep tensors: gradients are on, and inference mode, whose tensors none can keep, is off.
 
+    To be asked only where nothing is traced: Dynamo refuses the question.
+
     >>> with torch.inference_mode(), torch.enable_grad():
     ...     learning()
     False
